@@ -1,0 +1,84 @@
+# Everything that people and CI do here. `make help` lists it. Nothing needs to be installed first but Python 3.11, and
+# `cargo` for the native front end (without it everything but the bench runs on the slower, pure Python one).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+GEN := build/gen-venv/bin
+UV_VERSION := 0.13.8
+CARGO := $(shell command -v cargo 2>/dev/null)
+export UV_NO_PROGRESS = 1
+
+.DEFAULT_GOAL := help
+
+##@ The two commands
+
+.PHONY: demo
+demo: env ## Train a small model, serve it, and call it from many callers
+	$(BIN)/python -m tests.demo
+
+.PHONY: test
+test: env ## Run the tests (at most 12 minutes on two cores)
+	$(BIN)/python -m pytest -m "not long" $(PYTEST)
+
+##@ Environment
+
+.PHONY: env
+env: $(VENV)/.installed $(if $(CARGO),$(VENV)/.native,) ## Make .venv with everything, and build the native front end if cargo is there
+
+$(UV):
+	$(PYTHON) -c 'import sys; sys.exit("Forebay needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet uv==$(UV_VERSION)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(UV)
+	$(UV) pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[onnx]' --group dev
+	touch $@
+
+NATIVE_SOURCES := $(shell find server/native -name target -prune -o \( -name '*.rs' -o -name '*.toml' -o -name 'Cargo.lock' -o -name '*.pyi' \) -print 2>/dev/null)
+
+$(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.installed
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet --locked --manifest-path server/native/Cargo.toml
+	touch $@
+
+.PHONY: lock
+lock: $(UV) ## Resolve the newest versions into constraints.txt
+	$(UV) pip compile --quiet --python $(BIN)/python --upgrade --all-groups --extra onnx --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o constraints.txt
+
+##@ The contract
+
+.PHONY: gen
+gen: build/googleapis ## Write gen/ from protos/
+	$(GEN)/buf generate
+
+build/gen-venv: tools/gen-requirements.txt
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --requirement $<
+	touch $@
+
+build/googleapis: build/gen-venv
+	mkdir -p $@/google/rpc
+	cp build/gen-venv/lib/python3*/site-packages/google/rpc/status.proto $@/google/rpc/
+	touch $@
+
+.PHONY: gen-check
+gen-check: gen ## Fail if gen/ is not what protos/ says
+	test -z "$$(git status --porcelain gen)" || { git status --short gen; git diff --stat gen; echo "gen/ differs: run make gen and commit"; exit 1; }
+
+##@ Checks
+
+.PHONY: lint
+lint: env build/googleapis ## ruff, buf, rustfmt, clippy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(GEN)/buf lint
+	$(GEN)/buf format --diff --exit-code
+
+.PHONY: types
+types: env ## mypy, strict
+	$(BIN)/mypy
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,1 @@
+"""A client for Forebay: numpy in, numpy out."""

@@ -1,0 +1,1 @@
+"""The server. `cli` is the way in; `app` puts everything together; docs/architecture.md draws the rooms."""

@@ -1,0 +1,1 @@
+"""The composition root: builds everything, joins it, starts and drains it."""

@@ -1,0 +1,1 @@
+"""Configuration: one typed tree, its sources, and how they are put together. A leaf."""

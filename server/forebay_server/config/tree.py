@@ -1,0 +1,210 @@
+"""The tree of settings. The docstring under a field is its documentation: `forebay config` prints it.
+
+Names carry their unit (`_ms`, `_s`, `_mib`); inside the server everything is seconds and bytes. Structs are frozen, and
+unknown names are errors. `config.load` puts a tree together from flags, environment, and TOML files.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(ge=1)]
+NonNegative = Annotated[int, Meta(ge=0)]
+PositiveSeconds = Annotated[float, Meta(gt=0)]
+NonNegativeNumber = Annotated[float, Meta(ge=0)]
+OptionValue = bool | int | float | str
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the configuration."""
+
+
+class TlsConfig(Section, frozen=True):
+    """TLS of an exposure."""
+
+    certificate: str
+    """Path of the certificate chain, PEM."""
+    key: str
+    """Path of the private key, PEM, unencrypted."""
+    client_ca: str | None = None
+    """Path of the CAs of client certificates, PEM. Set, every client must present one (mTLS)."""
+
+
+class ExposureConfig(Section, frozen=True):
+    """A place where the server listens."""
+
+    address: str
+    """`host:port` (port 0: any free one) or `unix:/path`."""
+    tls: TlsConfig | None = None
+    """TLS; without it the exposure is plain text."""
+    trusted: bool = False
+    """Believe the tenant that `server.tenant_key` names in metadata. Only behind a proxy that sets it."""
+    reuse_port: bool = False
+    """Share the port with other processes (SO_REUSEPORT). Without it a taken port is an error."""
+
+
+class ServerConfig(Section, frozen=True):
+    """The server as a whole."""
+
+    wire: Literal["auto", "native", "grpc.aio"] = "auto"
+    """The gRPC front end. `auto`: native if it is installed, else grpc.aio."""
+    public: ExposureConfig = ExposureConfig(address="127.0.0.1:8500")
+    """Where callers connect: inference, models, health, reflection."""
+    operator: ExposureConfig | None = None
+    """Where operators connect: everything that `public` has, and the administration."""
+    probe: ExposureConfig | None = None
+    """Where probes connect: health, nothing else. It goes on listening while the server drains."""
+    reflection: bool = True
+    """Offer gRPC reflection on `public` and `operator`."""
+    tenant_key: str = "x-forebay-tenant"
+    """The metadata key that names the tenant, on trusted exposures."""
+    default_deadline_s: PositiveSeconds = 30.0
+    """Time for a request that has no deadline of its own."""
+    max_deadline_s: PositiveSeconds = 3600.0
+    """Deadlines beyond this are cut to it."""
+    drain_delay_s: NonNegativeNumber = 0.0
+    """At shutdown, time between NOT_SERVING and refusing work; longer than the balancer's probe interval."""
+    drain_grace_s: NonNegativeNumber = 30.0
+    """Time for accepted requests to finish at shutdown."""
+    watchdog_s: NonNegativeNumber = 10.0
+    """The process ends if its dispatcher stands still for this long beyond what the batch may take; 0: never."""
+    cache_dir: str = ""
+    """Where measured costs are kept. Empty: `$XDG_CACHE_HOME/forebay`, else `~/.cache/forebay`."""
+
+
+class LimitsConfig(Section, frozen=True):
+    """What a caller can make the server hold or do."""
+
+    max_receive_mib: PositiveSeconds = 16.0
+    """The largest message that is accepted."""
+    max_send_mib: PositiveSeconds = 16.0
+    """The largest message that is sent."""
+    max_held_mib: PositiveSeconds = 1024.0
+    """Bytes held for requests that are arriving, waiting or running."""
+    max_connections: Positive = 10_000
+    """Connections per exposure."""
+    max_streams: Positive = 1024
+    """Calls at a time on one connection."""
+    max_metadata_kib: Positive = 16
+    """Metadata of one call."""
+    stream_window: Positive = 256
+    """Items in flight on one `StreamPredict`."""
+    watchers: Positive = 1000
+    """Health watches at a time."""
+    write_stall_s: PositiveSeconds = 30.0
+    """A reader that takes nothing for this long is cut off."""
+    read_stall_s: PositiveSeconds = 30.0
+    """A message must be complete this long after its first byte."""
+    keepalive_time_s: PositiveSeconds = 30.0
+    """A silent connection is pinged after this."""
+    keepalive_timeout_s: PositiveSeconds = 20.0
+    """A ping must be answered within this."""
+    max_connection_age_s: NonNegativeNumber = 0.0
+    """A connection is told to go away at this age (+-10 %); 0: never."""
+    max_connection_age_grace_s: PositiveSeconds = 30.0
+    """Time for the calls of such a connection to end."""
+    accept_gzip: bool = False
+    """Accept gzip-compressed messages."""
+
+
+class TenantConfig(Section, frozen=True):
+    """One tenant's part."""
+
+    weight: Annotated[float, Meta(gt=0)] = 1.0
+    """Its share compared with other tenants."""
+    max_queued_rows: NonNegative = 0
+    """Rows it may have waiting, all models together; 0: the model's limit alone."""
+
+
+class BatchingConfig(Section, frozen=True):
+    """How a model's requests are put together."""
+
+    max_batch_size: NonNegative = 0
+    """The most rows in a batch. 0: 128 or what the file says; 1: no batching."""
+    max_delay_ms: NonNegativeNumber = 0.0
+    """How long an idle engine waits for a fuller batch. 0: it never waits."""
+    max_queued_rows: Positive = 100_000
+    """Rows that may wait."""
+    batch_dimension: Literal["auto", "first", "none"] = "auto"
+    """Whether dimension 0 is the batch. `auto`: if it is free and of the same name in all inputs and outputs."""
+    check_rows: bool = True
+    """Compare, at warm-up, a row alone with the same row in a batch; if they differ, run with batches of one row."""
+    best_batch_size: NonNegative = 0
+    """The size to aim at. 0: as measured."""
+
+
+class BucketsConfig(Section, frozen=True):
+    """Padding of requests of different shapes to common ones."""
+
+    shapes: dict[str, list[list[int]]] = {}
+    """Per input name, the shapes (without the batch dimension) that its requests are padded up to, smallest first."""
+    pad_value: float = 0.0
+    """What padding holds."""
+    outputs: dict[str, list[int]] = {}
+    """Per output name, the input dimension (counted without the batch) that each of its dimensions follows and is
+    cut back to, -1 for none."""
+    max_lanes: Positive = 256
+    """Distinct shapes (or buckets) that may wait at a time."""
+
+
+class EngineConfig(Section, frozen=True):
+    """Which engine runs a model, and how."""
+
+    name: str = "auto"
+    """The engine's name, such as `onnxruntime`; `auto`: by the file's suffix."""
+    instances: Positive = 1
+    """Copies that run batches at the same time."""
+    threads: NonNegative = 0
+    """Threads of one instance. 0: the CPU quota shared among the instances."""
+    run: Literal["auto", "inline", "worker"] = "auto"
+    """On which thread batches run. `auto`: inline if the slowest takes less than about a millisecond."""
+    max_execution_s: NonNegativeNumber = 0.0
+    """A batch that runs longer counts as stuck. 0: 30 s at first, then by what was measured."""
+    options: dict[str, OptionValue] = {}
+    """The engine's own options."""
+
+
+class ModelConfig(Section, frozen=True):
+    """One model. `MODEL.toml` beside the file has the same tables; the server's TOML is stronger."""
+
+    path: str = ""
+    """The file, or `module:object` for the python engine. Relative to the TOML file that says it."""
+    name: str = ""
+    """The name that callers use. Empty: the file's name without suffix."""
+    version: Positive = 1
+    """The version number."""
+    labels: list[str] = []
+    """Labels of this version, such as `stable`."""
+    nan: Literal["allow", "reject"] = "allow"
+    """Whether inputs may hold NaN or infinity."""
+    engine: EngineConfig = EngineConfig()
+    """The engine."""
+    batching: BatchingConfig = BatchingConfig()
+    """Batches."""
+    buckets: BucketsConfig = BucketsConfig()
+    """Padding to common shapes."""
+
+
+class LogConfig(Section, frozen=True):
+    """What is logged."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe level that is written."""
+    format: Literal["auto", "text", "json"] = "auto"
+    """`auto`: text on a terminal, JSON otherwise."""
+
+
+class Config(Section, frozen=True):
+    """Everything."""
+
+    server: ServerConfig = ServerConfig()
+    """The server as a whole."""
+    limits: LimitsConfig = LimitsConfig()
+    """What a caller can make the server hold or do."""
+    tenants: dict[str, TenantConfig] = {}
+    """Tenants with a part of their own; others share the weight 1."""
+    models: list[ModelConfig] = []
+    """The models that are served."""
+    log: LogConfig = LogConfig()
+    """What is logged."""

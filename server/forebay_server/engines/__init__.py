@@ -1,0 +1,1 @@
+"""What runs batches: one module per engine behind the port in `engines.base`."""

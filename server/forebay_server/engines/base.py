@@ -1,0 +1,144 @@
+"""The port that every engine implements, and what it may raise.
+
+An `Engine` is one loaded model; it makes `Instance`s, each of which runs one batch at a time. (TensorRT's engine and
+its execution contexts; an ONNX Runtime session may be shared by all instances.)
+
+Threads: `load`, `instance` and `Engine.close` are called by the loader thread of the model, never at the same time. All
+methods of one `Instance` are called by one thread at a time: first the loader (warm-up), then for good the instance's
+worker thread or the dispatcher. Different instances run at the same time.
+
+Ownership: the arrays of an `EngineBatch` are the caller's and may be overwritten after `infer` has returned; an engine
+keeps no view of them. The arrays that `infer` returns belong to the caller until it drops them: an engine that reuses
+its output buffers must copy, and outputs must not alias inputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from forebay_server.tensors import Array, ModelSpec
+
+ParameterValue = bool | int | float | str
+
+NO_PARAMETERS: Mapping[str, ParameterValue] = {}
+
+
+class EngineBatch:
+    """What an instance runs: the stacked inputs of many requests."""
+
+    __slots__ = ("inputs", "parameters", "rows")
+
+    def __init__(
+        self, inputs: Sequence[Array], rows: int, parameters: Mapping[str, ParameterValue] = NO_PARAMETERS
+    ) -> None:
+        self.inputs = inputs
+        """One array per input in the order of the specification, C-contiguous; of a batched model (padded rows, ...)."""
+        self.rows = rows
+        """Rows that hold requests; those after them are padding. 1 if the model is not batched."""
+        self.parameters = parameters
+        """Equal for all requests of the batch."""
+
+
+class Instance(Protocol):
+    """One runner of batches."""
+
+    def stage(self, shapes: Sequence[tuple[int, ...]]) -> Sequence[Array] | None:
+        """Gives out buffers to put the next batch together in, or None if any memory will do.
+
+        One per input, of exactly these shapes (rows included). An engine with pinned memory gives out views on it,
+        valid until `infer` has returned.
+        """
+
+    def infer(self, batch: EngineBatch) -> Sequence[Array]:
+        """Runs a batch.
+
+        Returns:
+            One array per output in the order of the specification; of a batched model at least `batch.rows` rows.
+
+        Raises:
+            RejectInput: The model refuses some rows; the others may be run again.
+            OutOfMemory: The batch is too large for the device now; a smaller one may pass.
+            EngineDead: This instance will never answer again.
+            Exception: Anything else is a fault that some row may have caused; the caller bisects.
+        """
+
+    def close(self) -> None:
+        """Lets go of what the instance holds."""
+
+
+class Engine(Protocol):
+    """One loaded model."""
+
+    name: str
+    """As in the entry point: `onnxruntime`, `python`, `synthetic`."""
+
+    version: str
+    """Of the library behind it; part of the key under which measured costs are kept."""
+
+    device: str
+    """`cpu`, `cuda:0`; part of the same key."""
+
+    always_worker: bool
+    """Whether batches must run in a worker thread however fast they are (GPU engines, engines that may hang)."""
+
+    batch_sizes: Sequence[int]
+    """Sizes that batches are padded up to (captured graphs, profiles, a fixed batch dimension), ascending; empty: any."""
+
+    def load(self) -> ModelSpec:
+        """Opens the model and says what it expects. Called once, before anything else.
+
+        Raises:
+            ModelLoadError: The file can't be served; the text says why, for the operator.
+        """
+
+    def instance(self, index: int) -> Instance:
+        """Makes an instance."""
+
+    def close(self) -> None:
+        """Lets go of everything. All instances are closed before."""
+
+
+class EngineOptions(Protocol):
+    """What a factory is told beside the path."""
+
+    instances: int
+    threads: int
+    """Threads of one instance; 0: the CPU quota shared among the instances."""
+    options: Mapping[str, ParameterValue]
+    """The engine's own options, from `[engine]` in the model's TOML."""
+
+
+class EngineFactory(Protocol):
+    """What an entry point in the group `forebay.engines` refers to."""
+
+    suffixes: Sequence[str]
+    """File suffixes that this engine takes, such as `.onnx`; empty: only by name."""
+
+    def __call__(self, path: Path | str, options: EngineOptions) -> Engine:
+        """Makes an engine; opens nothing yet. `path` is a `str` only for engines without a file (`module:object`)."""
+
+
+class ModelLoadError(Exception):
+    """A model can't be loaded. The text is for the operator, not for callers."""
+
+
+class RejectInput(Exception):
+    """A model refuses an input. Its text reaches the caller.
+
+    Args:
+        message: A sentence for the caller.
+        rows: The rows of the batch that are refused; None if the model can't tell, and the server bisects.
+    """
+
+    def __init__(self, message: str, rows: Sequence[int] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.rows = rows
+
+
+class OutOfMemory(Exception):
+    """The device has no memory for a batch of this size now."""
+
+
+class EngineDead(Exception):
+    """The instance can't go on, whatever it is given."""

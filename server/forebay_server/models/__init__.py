@@ -1,0 +1,1 @@
+"""Models on disk and in memory: settings, specifications, loading, warm-up, versions."""

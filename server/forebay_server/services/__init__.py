@@ -1,0 +1,1 @@
+"""One module per gRPC service: what each call means. Translates between the contract and the domain."""

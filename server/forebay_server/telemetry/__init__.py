@@ -1,0 +1,1 @@
+"""Listens to what happened and adds it up. Nothing here decides."""

@@ -1,0 +1,1 @@
+"""gRPC bytes in and out: the port, its two adapters, certificates. Knows methods and bytes, nothing of models."""
