@@ -16,11 +16,15 @@ export UV_NO_PROGRESS = 1
 
 .PHONY: demo
 demo: env ## Train a small model, serve it, and call it from many callers
-	$(BIN)/python -m tests.demo
+	$(BIN)/python examples/digits.py $(DEMO)
 
 .PHONY: test
 test: env ## Run the tests (at most 12 minutes on two cores)
 	$(BIN)/python -m pytest -m "not long" $(PYTEST)
+
+.PHONY: test-long
+test-long: env ## Soak, faults and fuzzing (an hour or so)
+	$(BIN)/python -m pytest -m long --timeout 3600 $(PYTEST)
 
 ##@ Environment
 
@@ -78,6 +82,22 @@ lint: env build/googleapis ## ruff, buf, rustfmt, clippy
 .PHONY: types
 types: env ## mypy, strict
 	$(BIN)/mypy
+
+.PHONY: go-check
+go-check: ## The generated Go compiles and vets
+	go build ./...
+	go vet ./...
+
+.PHONY: dist
+dist: env ## Build the wheel and the source distribution, and look into them
+	rm -rf dist
+	$(UV) build --quiet --out-dir dist
+	$(BIN)/python tools/check_dist.py dist
+
+.PHONY: check
+check: gen-check lint types $(if $(CARGO),native-check,) go-check dist test ## All that CI does
+	$(MAKE) demo
+	$(MAKE) demo DEMO="--wire grpc.aio"
 
 .PHONY: help
 help: ## This list

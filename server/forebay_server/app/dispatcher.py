@@ -1,0 +1,158 @@
+"""The one thread that everything passes through: it takes events, lets the services and the scheduler act, and answers.
+
+It alone touches the core, so nothing there needs a lock. A turn is: take what has arrived, hand each event to its
+endpoint, let the runner collect and start batches, send what there is to send. Built and run by `app.server`; other
+threads reach it through `post`.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from forebay_server.scheduling.runner import Runner
+from forebay_server.services.service import Endpoint, Handler, Outbox, Service, ignore
+from forebay_server.services.status import failure, internal
+from forebay_server.wire import port
+from forebay_server.wire.port import Event, Wire
+
+EVENTS_A_TURN = 4096
+"""Enough to fill several batches of any model; bounds how long the batches that are ready wait for their turn."""
+
+LONGEST_WAIT = 1.0  # seconds; only bounds how late a lost wake-up would be noticed
+
+_T = TypeVar("_T")
+
+_log = structlog.get_logger(__name__)
+
+
+def endpoints_of(services: Sequence[Service]) -> list[Endpoint]:
+    """All endpoints, in the order in which the wire numbers their methods."""
+    return [endpoint for service in services for endpoint in service.endpoints]
+
+
+class Dispatcher:
+    """The loop, as a thread of its own."""
+
+    def __init__(
+        self,
+        *,
+        wire: Wire,
+        runner: Runner,
+        endpoints: Sequence[Endpoint],
+        outbox: Outbox,
+        flushes: Sequence[Callable[[], None]],
+        held_bytes: Callable[[int], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Stores; `start` acts.
+
+        Args:
+            wire: Started.
+            runner: Told to take its turn after the events of each turn.
+            endpoints: In the order of the wire's methods.
+            outbox: The list into which services put their answers.
+            flushes: Called at the end of each turn, before the outbox is sent (streams put results together there).
+            held_bytes: Told, each turn, what the front end holds.
+            clock: Monotonic seconds.
+        """
+        self._wire = wire
+        self._runner = runner
+        self._endpoints = endpoints
+        self._outbox = outbox
+        self._flushes = tuple(flushes)
+        self._held_bytes = held_bytes
+        self._clock = clock
+        self._posted: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="forebay-dispatcher", daemon=True)
+        self.turns = 0
+        """How many turns it has made; what a watcher compares to see that it moves."""
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Has an action run in the dispatcher's thread, soon. From any thread."""
+        self._posted.append(action)
+        self._wire.wake()
+
+    def call(self, action: Callable[[], _T], timeout: float = 30.0) -> _T:
+        """Has an action run in the dispatcher's thread and waits for its result. From any other thread."""
+        done = threading.Event()
+        results: list[_T] = []
+
+        def run() -> None:
+            try:
+                results.append(action())
+            finally:
+                done.set()
+
+        self.post(run)
+        if not done.wait(timeout) or not results:
+            raise TimeoutError("the dispatcher did not answer")
+        return results[0]
+
+    def stop(self) -> None:
+        """Ends the loop after what is posted has run, and waits for the thread."""
+        self.post(self._stop)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _run(self) -> None:
+        wire, outbox, clock = self._wire, self._outbox, self._clock
+        take, answer, turn, flushes = wire.take, wire.answer, self._runner.turn, self._flushes
+        figures, held_bytes = wire.figures, self._held_bytes
+        handlers = self._handlers()
+        on_full = tuple({endpoint.on_full for endpoint in self._endpoints})
+        timeout = 0.0
+        while not self._stopping:
+            events = take(EVENTS_A_TURN, timeout if timeout < LONGEST_WAIT else LONGEST_WAIT)
+            self.turns += 1
+            while self._posted:
+                self._guard(self._posted.popleft())
+            if events:
+                held_bytes(figures().held_bytes)
+            for event in events:
+                try:
+                    handlers[event[0]][event[2]](event)
+                except Exception as fault:  # noqa: BLE001 - one event's fault must not stop all others
+                    self._fault(event, fault)
+            timeout = turn(clock())
+            for flush in flushes:
+                flush()
+            if outbox:
+                full = answer(outbox)
+                outbox.clear()
+                for call in full:
+                    for tell in on_full:  # each knows its own calls
+                        tell(call)
+
+    def _handlers(self) -> list[list[Handler]]:
+        """By kind of event, then by method."""
+        columns: list[list[Handler]] = [[] for _ in range(port.WRITABLE + 1)]
+        for endpoint in self._endpoints:
+            columns[port.CALL].append(endpoint.on_call)
+            columns[port.OPEN].append(endpoint.on_call)
+            columns[port.MESSAGE].append(endpoint.on_message)
+            columns[port.HALF_CLOSE].append(endpoint.on_half_close)
+            columns[port.CANCEL].append(endpoint.on_cancel)
+            columns[port.WRITABLE].append(endpoint.on_writable)
+        columns[0] = [ignore] * len(self._endpoints)
+        return columns
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:
+            _log.exception("posted_action_failed")
+
+    def _fault(self, event: Event, fault: Exception) -> None:
+        self._outbox.append((port.FAIL, event[1], failure(internal(fault))))

@@ -1,0 +1,86 @@
+"""The process: signals, readiness, drain, and the exit code. `serve` is what the command calls."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import structlog
+
+from forebay_server.app.log import configure_logging
+from forebay_server.app.server import Server
+from forebay_server.config.tree import Config
+from forebay_server.errors import ConfigError
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+
+_log = structlog.get_logger(__name__)
+
+
+def serve(config: Config, *, announce: Callable[[Server], None] | None = None) -> int:
+    """Serves until a signal ends it.
+
+    SIGTERM and SIGINT drain: health turns NOT_SERVING, accepted requests are answered, then the process ends. A second
+    one ends it at once. SIGHUP reads the certificates again. Must be called in the main thread.
+
+    Args:
+        config: All settings.
+        announce: Called once when every model is ready.
+
+    Returns:
+        The exit code: 0 after a drain, 1 if a model could not be loaded or accepted requests were left at the end of the
+        grace period.
+
+    Raises:
+        ConfigError: An address is taken, a certificate can't be read, ...
+    """
+    configure_logging(config.log)
+    stop = threading.Event()
+    server = Server(config, on_failed_start=lambda _message: stop.set())
+    received: list[int] = []
+
+    def on_stop(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os._exit(128 + number)
+        stop.set()
+
+    def on_renew(_number: int, _frame: FrameType | None) -> None:
+        # Not in the handler: reading files there could interrupt anything.
+        threading.Thread(target=_renew, args=(server,), name="forebay-renew").start()
+
+    previous = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, on_stop),
+        signal.SIGINT: signal.signal(signal.SIGINT, on_stop),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, on_renew),
+    }
+    try:
+        server.start()
+        if announce is not None:
+            threading.Thread(
+                target=lambda: server.wait_ready(None) and announce(server), name="forebay-announce", daemon=True
+            ).start()
+        stop.wait()
+        if not received:
+            server.close()
+            print(f"forebay: {server.start_failure}", file=sys.stderr)  # noqa: T201 - the command's one sentence
+            return EXIT_FAILED
+        _log.info("draining", signal=signal.Signals(received[0]).name)
+        left = server.drain()
+        _log.info("stopped", unanswered=left)
+        return EXIT_OK if left == 0 else EXIT_FAILED
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _renew(server: Server) -> None:
+    try:
+        server.renew_certificates()
+    except ConfigError as error:
+        _log.error("certificates_not_renewed", error=str(error))  # noqa: TRY400 - the sentence says it all
+    else:
+        _log.info("certificates_renewed")
