@@ -24,6 +24,8 @@ EVENTS_A_TURN = 4096
 
 LONGEST_WAIT = 1.0  # seconds; only bounds how late a lost wake-up would be noticed
 
+LOOK_EVERY = 0.005  # seconds between looks at the figures of the front end and of the batches
+
 _T = TypeVar("_T")
 
 _log = structlog.get_logger(__name__)
@@ -45,6 +47,7 @@ class Dispatcher:
         endpoints: Sequence[Endpoint],
         outbox: Outbox,
         flushes: Sequence[Callable[[], None]],
+        watchdog: float | None,
         held_bytes: Callable[[int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,7 +59,8 @@ class Dispatcher:
             endpoints: In the order of the wire's methods.
             outbox: The list into which services put their answers.
             flushes: Called at the end of each turn, before the outbox is sent (streams put results together there).
-            held_bytes: Told, each turn, what the front end holds.
+            watchdog: Seconds for which it may stand still beyond what its batches may take; None: for ever.
+            held_bytes: Told, every LOOK_EVERY seconds, what the front end holds.
             clock: Monotonic seconds.
         """
         self._wire = wire
@@ -64,6 +68,8 @@ class Dispatcher:
         self._endpoints = endpoints
         self._outbox = outbox
         self._flushes = tuple(flushes)
+        self._watchdog = watchdog
+        self._resting = False
         self._held_bytes = held_bytes
         self._clock = clock
         self._posted: deque[Callable[[], None]] = deque()
@@ -97,6 +103,17 @@ class Dispatcher:
             raise TimeoutError("the dispatcher did not answer")
         return results[0]
 
+    def rest(self, resting: bool) -> None:  # noqa: FBT001 - reads as what it says
+        """Has the watchdog rest while something may hold the GIL for long, or wake up again. From any thread."""
+        self._resting = resting
+        self.post(self._set_watchdog)
+
+    def _set_watchdog(self) -> None:
+        if self._watchdog is None or self._resting:
+            self._wire.watch(None)
+        else:
+            self._wire.watch(self._watchdog + self._runner.longest_batch())
+
     def stop(self) -> None:
         """Ends the loop after what is posted has run, and waits for the thread."""
         self.post(self._stop)
@@ -109,17 +126,20 @@ class Dispatcher:
     def _run(self) -> None:
         wire, outbox, clock = self._wire, self._outbox, self._clock
         take, answer, turn, flushes = wire.take, wire.answer, self._runner.turn, self._flushes
-        figures, held_bytes = wire.figures, self._held_bytes
         handlers = self._handlers()
         on_full = tuple({endpoint.on_full for endpoint in self._endpoints})
         timeout = 0.0
+        next_look = 0.0
         while not self._stopping:
             events = take(EVENTS_A_TURN, timeout if timeout < LONGEST_WAIT else LONGEST_WAIT)
             self.turns += 1
             while self._posted:
                 self._guard(self._posted.popleft())
-            if events:
-                held_bytes(figures().held_bytes)
+            now = clock()
+            if now >= next_look:
+                next_look = now + LOOK_EVERY
+                self._held_bytes(wire.figures().held_bytes)
+                self._set_watchdog()
             for event in events:
                 try:
                     handlers[event[0]][event[2]](event)

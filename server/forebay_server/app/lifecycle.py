@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from types import FrameType
 
 import structlog
@@ -20,7 +19,7 @@ EXIT_FAILED = 1
 _log = structlog.get_logger(__name__)
 
 
-def serve(config: Config, *, announce: Callable[[Server], None] | None = None) -> int:
+def serve(config: Config) -> int:
     """Serves until a signal ends it.
 
     SIGTERM and SIGINT drain: health turns NOT_SERVING, accepted requests are answered, then the process ends. A second
@@ -28,7 +27,6 @@ def serve(config: Config, *, announce: Callable[[Server], None] | None = None) -
 
     Args:
         config: All settings.
-        announce: Called once when every model is ready.
 
     Returns:
         The exit code: 0 after a drain, 1 if a model could not be loaded or accepted requests were left at the end of the
@@ -59,10 +57,6 @@ def serve(config: Config, *, announce: Callable[[Server], None] | None = None) -
     }
     try:
         server.start()
-        if announce is not None:
-            threading.Thread(
-                target=lambda: server.wait_ready(None) and announce(server), name="forebay-announce", daemon=True
-            ).start()
         stop.wait()
         if not received:
             server.close()

@@ -1,32 +1,31 @@
 """A server, put together: the one place that knows which concrete classes meet.
 
-`Server` can live in any process and thread (tests start several); signals and exit codes are `app.lifecycle`'s.
+`Server` can live in any process and thread (tests start several); signals and exit codes are `app.lifecycle`'s. Its
+methods may be called from any thread but the dispatcher's.
 """
 
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 
 from forebay_server.app.dispatcher import Dispatcher, endpoints_of
-from forebay_server.app.wiring import exposures, model_policy, server_policy, wire_limits
-from forebay_server.config.tree import Config, ModelConfig
-from forebay_server.engines.base import ModelLoadError
+from forebay_server.app.hosting import Hosting
+from forebay_server.app.wiring import exposures, server_policy, wire_limits
+from forebay_server.config.tree import Config
 from forebay_server.models.catalogue import Catalogue
-from forebay_server.models.costs import cache_directory
-from forebay_server.models.loader import Loaded, load
-from forebay_server.models.served import ModelState, Served
 from forebay_server.scheduling.core import Core
-from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.runner import Runner
 from forebay_server.services.health import HealthService
 from forebay_server.services.inference import InferenceService
+from forebay_server.services.intake import Intake
 from forebay_server.services.models import ModelService
 from forebay_server.services.reflection import ReflectionService
-from forebay_server.services.service import Outbox
-from forebay_server.services.status import refusals
+from forebay_server.services.service import Outbox, Service
+from forebay_server.services.status import CODES, refusals
+from forebay_server.services.vitals import HealthBoard, Vitals
+from forebay_server.telemetry.feed import Feed
 from forebay_server.telemetry.statistics import Statistics
 from forebay_server.wire.choose import open_wire
 from forebay_server.wire.port import WireConfig
@@ -35,3 +34,170 @@ CLOSE_GRACE = 5.0  # seconds for answers that are on their way out when everythi
 DRAIN_POLL = 0.01  # seconds between looks at whether the last request has been answered
 
 _log = structlog.get_logger(__name__)
+
+
+class Server:
+    """A gRPC inference server.
+
+    Args:
+        config: All settings.
+        on_failed_start: Told why, from the loader thread, if a model of the settings can't be loaded.
+
+    Attributes:
+        addresses: Where each exposure listens, by its name, port 0 resolved; empty before `start`.
+        wire_name: `native` or `grpc.aio`; empty before `start`.
+    """
+
+    def __init__(self, config: Config, *, on_failed_start: Callable[[str], None] | None = None) -> None:
+        self._config = config
+        self._on_failed_start = on_failed_start
+        self._closed = False
+        self.addresses: dict[str, str] = {}
+        self.wire_name = ""
+
+    def start(self) -> None:
+        """Listens, and begins to load the models. Until they are ready, health says NOT_SERVING.
+
+        Raises:
+            ConfigError: An address is taken, a certificate can't be read, two models have one name, ...
+        """
+        config = self._config
+        clock = time.monotonic
+        outbox: Outbox = []
+        catalogue = Catalogue()
+        core = Core(server_policy(config))
+        self._statistics = Statistics(CODES)
+        self._feed = Feed(self._statistics, core)
+        board = HealthBoard()
+
+        # The wire wakes up the dispatcher, and is opened last: until then nobody has to be woken.
+        self._runner = Runner(core, wake=lambda: self._wire.wake(), clock=clock)
+        rooms = [config.server.public, config.server.operator, config.server.probe]
+        intake = Intake(
+            catalogue,
+            _Scheduler(core, self._runner),
+            clock=clock,
+            default_deadline=config.server.default_deadline_s,
+            max_deadline=config.server.max_deadline_s,
+            trusted=[exposure.trusted for exposure in rooms if exposure is not None],
+            tenant_key=config.server.tenant_key,
+            events=self._feed.events,
+        )
+        limits = wire_limits(config)
+        self._inference = InferenceService(
+            intake, outbox, stream_window=config.limits.stream_window, max_send_bytes=limits.max_send_bytes
+        )
+        inference = self._inference.service()
+        models = ModelService(catalogue, core.figures, self._statistics, outbox, refresh=self._feed.absorb).service()
+        health = HealthService(board, outbox, max_watchers=config.limits.watchers).service()
+        offered: list[Service] = [inference, models, health]
+        if config.server.reflection:
+            offered += ReflectionService([service.name for service in offered], outbox).services()
+        self._vitals = Vitals(
+            board,
+            services=[service.name for service in offered if service is not inference],
+            inference=[inference.name],
+            startup_models=Hosting.names_of(config.models),
+        )
+        self._runner.listen(lambda key, usable, _total: self._vitals.stuck(key[0], stuck=usable == 0))
+
+        endpoints = endpoints_of(offered)
+        places = exposures(config, public=offered, operator=offered, probe=[health])
+        self._wire = open_wire(
+            config.server.wire,
+            WireConfig(
+                methods=[endpoint.method for endpoint in endpoints],
+                exposures=places,
+                refusals=refusals(max_receive_bytes=limits.max_receive_bytes, max_send_bytes=limits.max_send_bytes),
+                limits=limits,
+            ),
+        )
+        self.wire_name = self._wire.name
+        bound = self._wire.start()
+        self.addresses = {place.name: address for place, address in zip(places, bound, strict=True)}
+        self._dispatcher = Dispatcher(
+            wire=self._wire,
+            runner=self._runner,
+            endpoints=endpoints,
+            outbox=outbox,
+            flushes=[self._inference.flush, self._feed.flush],
+            watchdog=config.server.watchdog_s or None,
+            held_bytes=lambda held: setattr(core, "external_bytes", held),
+        )
+        self._hosting = Hosting(
+            config,
+            catalogue=catalogue,
+            runner=self._runner,
+            vitals=self._vitals,
+            intake=intake,
+            dispatcher=self._dispatcher,
+            on_failed_start=self._on_failed_start,
+        )
+        self._dispatcher.start()
+        self._hosting.start()
+        _log.info("listening", wire=self.wire_name, **self.addresses)
+
+    @property
+    def start_failure(self) -> str:
+        """Why a model of the settings could not be loaded; empty if none failed."""
+        return self._hosting.failure
+
+    def wait_ready(self, timeout: float | None) -> bool:
+        """Waits until every model of the settings is ready, or one has failed.
+
+        Returns:
+            Whether all are ready.
+        """
+        return self._hosting.settled.wait(timeout) and not self._hosting.failure
+
+    def renew_certificates(self) -> None:
+        """Reads the TLS files again; new connections use them.
+
+        Raises:
+            ConfigError: They can't be used; the old ones stay.
+        """
+        self._wire.renew_certificates()
+
+    def drain(self) -> int:
+        """Stops as callers would wish: says so, refuses new work, answers what was accepted, and closes.
+
+        Returns:
+            Requests that were left without an answer when the grace period ended.
+        """
+        server = self._config.server
+        self._dispatcher.call(self._vitals.drain)
+        if server.drain_delay_s:
+            threading.Event().wait(server.drain_delay_s)
+        self._dispatcher.call(self._refuse_new_work)
+        until = time.monotonic() + server.drain_grace_s
+        left = self._dispatcher.call(self._inference.in_flight)
+        while left and time.monotonic() < until:
+            threading.Event().wait(DRAIN_POLL)
+            left = self._dispatcher.call(self._inference.in_flight)
+        self.close()
+        return left
+
+    def _refuse_new_work(self) -> None:
+        self._inference.drain(self._config.server.drain_grace_s)
+        self._runner.drain(time.monotonic())
+        self._wire.drain()
+
+    def close(self) -> None:
+        """Ends everything at once: what still waits is failed. Does nothing the second time."""
+        if self._closed or not self.addresses:
+            return
+        self._closed = True
+        self._hosting.stop()
+        self._dispatcher.call(self._runner.close)
+        self._dispatcher.stop()
+        self._wire.close(CLOSE_GRACE)
+        self._hosting.close()
+
+
+class _Scheduler:
+    """What the services see of scheduling: queues from the core, requests through the runner."""
+
+    def __init__(self, core: Core, runner: Runner) -> None:
+        self.lane = core.lane
+        self.admit = runner.admit
+        self.cancel = runner.cancel

@@ -68,7 +68,7 @@ def server_policy(config: Config) -> ServerPolicy:
 
 
 def model_policy(
-    config: ModelConfig, *, max_batch_size: int, batch_sizes: Sequence[int], instances: int
+    config: ModelConfig, *, max_batch_size: int, batch_sizes: Sequence[int], instances: int, device: str
 ) -> ModelPolicy:
     """What the scheduler keeps for one model. The first sizes are those decided at load, not those of the settings."""
     batching = config.batching
@@ -81,4 +81,5 @@ def model_policy(
         max_lanes=config.buckets.max_lanes,
         instances=instances,
         max_execution=config.engine.max_execution_s,
+        device=device,
     )

@@ -1,0 +1,245 @@
+"""The whole of Forebay in a minute: train a digit classifier, serve it, and call it from many callers at once.
+
+    python examples/digits.py [--wire native|grpc.aio]
+
+Trains on scikit-learn's bundled images of handwritten digits, exports to ONNX, starts `forebay serve` in its own process,
+and sends the held-out images through `Predict` and `StreamPredict`. Every answer is compared with the model's own.
+`make demo` runs it.
+"""
+
+import argparse
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from forebay_client import AsyncClient, Client, DeadlineUnreachable, ForebayError, Prediction
+
+CALLERS = 64
+REPEATS = 6  # each caller's share of the held-out images, so many times over
+SHADES = " ·░▒▓█"
+
+Images = npt.NDArray[np.float32]
+console = Console(highlight=False)
+
+
+def train(path: Path) -> tuple[Images, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Trains and exports the classifier.
+
+    Returns:
+        The held-out images (n, 64), their true digits, and the model's own labels and probabilities for them.
+    """
+    import onnxruntime  # noqa: PLC0415 - slow imports only where they are needed
+    from skl2onnx import to_onnx  # noqa: PLC0415
+    from skl2onnx.common.data_types import FloatTensorType  # noqa: PLC0415
+    from sklearn.datasets import load_digits  # noqa: PLC0415
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415
+    from sklearn.neural_network import MLPClassifier  # noqa: PLC0415
+
+    pixels, digits = load_digits(return_X_y=True)
+    pixels = (pixels / 16).astype(np.float32)
+    seen, held_out, seen_digits, true_digits = train_test_split(pixels, digits, test_size=0.5, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # convergence; the accuracy is shown
+        classifier = MLPClassifier((64,), max_iter=200, random_state=0).fit(seen, seen_digits)
+    model = to_onnx(classifier, initial_types=[("pixels", FloatTensorType([None, 64]))], options={"zipmap": False})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.SerializeToString())
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    labels, probabilities = session.run(None, {"pixels": held_out})
+    return held_out, true_digits, labels, probabilities
+
+
+@contextmanager
+def served(model: Path, wire: str) -> Iterator[str]:
+    """Runs `forebay serve` in a process of its own, and stops it gracefully.
+
+    Beside the digits it serves a synthetic model that takes 300 ms, to show what a refusal looks like.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [
+        *(sys.executable, "-m", "forebay_server", "serve"),
+        *(str(model), "synthetic:name=slow,base_ms=300"),
+        *("--listen", address, "--wire", wire, "--set", "log.level=warning"),
+    ]
+    started = time.perf_counter()
+    process = subprocess.Popen(command)  # noqa: S603 - our own command
+    try:
+        wait_until_serving(address, process)
+        console.print(f"[dim]$ forebay {' '.join(command[3:])}[/]")
+        console.print(f"serving after {time.perf_counter() - started:.2f} s\n")
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=30)
+        console.print(f"stopped by SIGTERM: every accepted call answered, exit code {code}")
+        if code:
+            sys.exit(f"the server ended with {code}")
+
+
+def wait_until_serving(address: str, process: "subprocess.Popen[bytes]") -> None:
+    """Waits for the server's own word, grpc.health.v1, that every model is ready."""
+    with Client(address) as client:
+        for _ in range(600):
+            if process.poll() is not None:
+                sys.exit(f"the server ended with {process.returncode}")
+            try:
+                if client.health() == "SERVING":
+                    return
+            except ForebayError:
+                pass
+            time.sleep(0.05)
+    sys.exit("the server did not become ready")
+
+
+def check(predictions: list[Prediction], labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]) -> int:
+    """Compares every answer with the model's own; returns how many there were."""
+    for prediction in predictions:
+        row = int(prediction.request_id)
+        if prediction["label"][0] != labels[row] or not np.allclose(
+            prediction["probabilities"][0], probabilities[row], atol=1e-5
+        ):
+            sys.exit(f"image {row}: the server's answer is not the model's own")
+    return len(predictions)
+
+
+async def call_concurrently(address: str, images: Images) -> tuple[list[Prediction], list[float], float]:
+    """Sends every image, one a request, from many callers at once.
+
+    Returns:
+        The predictions, the seconds that each took, and the seconds that all took.
+    """
+    predictions: list[Prediction] = []
+    seconds: list[float] = []
+    work = iter([row for _ in range(REPEATS) for row in range(len(images))])
+
+    async def caller(client: AsyncClient) -> None:
+        for row in work:
+            began = time.perf_counter()
+            prediction = await client.predict("digits", {"pixels": images[row : row + 1]}, request_id=str(row))
+            seconds.append(time.perf_counter() - began)
+            predictions.append(prediction)
+
+    async with AsyncClient(address) as client:
+        await client.predict("digits", {"pixels": images[:1]})  # connects
+        began = time.perf_counter()
+        await asyncio.gather(*(caller(client) for _ in range(CALLERS)))
+        return predictions, seconds, time.perf_counter() - began
+
+
+def show_digits(images: Images, labels: npt.NDArray[np.int64], true_digits: npt.NDArray[np.int64]) -> None:
+    """Draws a few held-out images with what the model says they are."""
+    rows = range(6)
+    for line in range(8):
+        console.print(
+            "  ".join(
+                "".join(
+                    SHADES[round(float(value) * (len(SHADES) - 1))] * 2 for value in images[row].reshape(8, 8)[line]
+                )
+                for row in rows
+            )
+        )
+    marks = ["✓" if labels[row] == true_digits[row] else f"✗ is {true_digits[row]}" for row in rows]
+    console.print("  ".join(f"→ {labels[row]} {mark}".ljust(16) for row, mark in zip(rows, marks, strict=True)), "\n")
+
+
+def show_batches(client: Client) -> None:
+    """Shows which batches the scheduler made of single requests, and why they started."""
+    (statistics,) = client.statistics("digits")
+    table = Table(title="Batches of digits, by rows", title_justify="left", show_edge=False, box=None)
+    table.add_column("rows", justify="right")
+    table.add_column("batches", justify="right")
+    table.add_column()
+    bins: dict[int, int] = {}
+    for rows, batches in statistics.batch_sizes.items():
+        upper = 1 << (rows - 1).bit_length()
+        bins[upper] = bins.get(upper, 0) + batches
+    most = max(bins.values())
+    for upper in sorted(bins):
+        lower = upper // 2 + 1
+        table.add_row(
+            str(upper) if lower >= upper else f"{lower}-{upper}",
+            str(bins[upper]),
+            "▇" * max(1, round(40 * bins[upper] / most)),
+        )
+    console.print(table)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(statistics.dispatches.items()) if count)
+    console.print(f"started because: {reasons}\n")
+
+
+def show_refusal(client: Client) -> None:
+    """Asks a model that takes 300 ms for an answer within 100 ms."""
+    began = time.perf_counter()
+    try:
+        client.predict("slow", {"x": np.zeros((1, 4), np.float32)}, deadline=0.1)
+    except DeadlineUnreachable as refusal:
+        console.print(
+            f"a deadline that can't be met is refused after {(time.perf_counter() - began) * 1e3:.1f} ms, "
+            f"not after 100:\n  {refusal.code} {refusal.reason}: {refusal}\n"
+        )
+    else:
+        sys.exit("a request that could not be answered in time was not refused")
+
+
+def main() -> None:
+    """Runs the demo; its exit code says whether every answer was right."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wire", choices=("auto", "native", "grpc.aio"), default="auto", help="the gRPC front end")
+    arguments = parser.parse_args()
+    model = Path(__file__).parent.parent / "build" / "demo" / "digits.onnx"
+
+    with console.status("training a classifier on scikit-learn's digits"):
+        images, true_digits, labels, probabilities = train(model)
+    own = float(np.mean(labels == true_digits))
+    console.print(
+        f"trained: {model.name}, {model.stat().st_size / 1024:.0f} KiB, accuracy {own:.1%} on held-out images\n"
+    )
+
+    with served(model, arguments.wire) as address, Client(address) as client:
+        predictions, seconds, took = asyncio.run(call_concurrently(address, images))
+        count = check(predictions, labels, probabilities)
+        p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
+        accuracy = float(np.mean([p["label"][0] == true_digits[int(p.request_id)] for p in predictions]))
+        console.print(
+            f"Predict: {count} requests from {CALLERS} callers, {count / took:,.0f} requests/s, "
+            f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+        )
+        console.print(f"  accuracy {accuracy:.1%}, every answer equal to the model's own\n")
+
+        began = time.perf_counter()
+        order = np.tile(np.arange(len(images)), REPEATS)
+        streamed = 0
+        for prediction, row in zip(
+            client.stream("digits", ({"pixels": images[row : row + 1]} for row in order), ordered=True),
+            order,
+            strict=True,
+        ):
+            if prediction["label"][0] != labels[row]:
+                sys.exit(f"image {row}: the stream's answer is not the model's own")
+            streamed += 1
+        took = time.perf_counter() - began
+        console.print(f"StreamPredict: {streamed} items on one stream, {streamed / took:,.0f} items/s, in order\n")
+
+        show_batches(client)
+        show_refusal(client)
+        show_digits(images, labels, true_digits)
+        console.print(
+            "[dim]The rates are those of one Python caller; `make bench` measures the server with a native one.[/]\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Brings the models of the settings into service, one after the other, in a loader thread of its own.
+
+Loading blocks and is noisy, so it happens beside the dispatcher; what it gives is handed over by `Dispatcher.post`,
+because only the dispatcher may touch the catalogue and the scheduler.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import structlog
+
+from forebay_server.app.dispatcher import Dispatcher
+from forebay_server.app.wiring import model_policy
+from forebay_server.config.tree import Config, ModelConfig
+from forebay_server.engines.base import ModelLoadError
+from forebay_server.errors import ConfigError
+from forebay_server.models import settings
+from forebay_server.models.catalogue import Catalogue
+from forebay_server.models.costs import CostCache
+from forebay_server.models.loader import Loaded, load
+from forebay_server.models.names import name_of
+from forebay_server.models.served import ModelState, Served
+from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.runner import Runner
+from forebay_server.services.intake import Intake
+from forebay_server.services.vitals import Vitals
+
+_log = structlog.get_logger(__name__)
+
+
+class Hosting:
+    """The models of a server, from its settings to `READY`.
+
+    Attributes:
+        settled: Set when every model is ready, or one could not be loaded.
+        failure: Why one could not be loaded; empty otherwise.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        catalogue: Catalogue,
+        runner: Runner,
+        vitals: Vitals,
+        intake: Intake,
+        dispatcher: Dispatcher,
+        on_failed_start: Callable[[str], None] | None,
+    ) -> None:
+        self._models = config.models
+        self._cache_dir = cache_directory(config.server.cache_dir)
+        self._catalogue = catalogue
+        self._runner = runner
+        self._vitals = vitals
+        self._intake = intake
+        self._dispatcher = dispatcher
+        self._on_failed_start = on_failed_start
+        self._hosted: list[tuple[Loaded, CostModel]] = []
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._load_all, name="forebay-loader", daemon=True)
+        self.settled = threading.Event()
+        self.failure = ""
+
+    @staticmethod
+    def names_of(models: Sequence[ModelConfig]) -> list[str]:
+        """The names that the models of the settings will have.
+
+        Raises:
+            ConfigError: Two have the same name and version, or a model's own TOML is wrong.
+        """
+        keys = []
+        for model in models:
+            complete = settings.complete(model)
+            key = (complete.name or name_of(complete.path), complete.version)
+            if key in keys:
+                raise ConfigError(f"two models are called {key[0]!r} and have the version {key[1]}")
+            keys.append(key)
+        return [name for name, _ in keys]
+
+    def start(self) -> None:
+        """Begins to load."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Loads nothing more."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Keeps what was learned about costs, and lets go of the engines. Their instances are closed before."""
+        cache = CostCache(self._cache_dir)
+        for loaded, costs in self._hosted:
+            if loaded.cost_key is not None and loaded.measurements:
+                cache.save(loaded.cost_key, ((point.bucket, point.rows, point.seconds) for point in costs.points()))
+            loaded.engine.close()
+        self._hosted.clear()
+
+    def _load_all(self) -> None:
+        self._dispatcher.rest(True)  # an engine that loads may hold the GIL
+        for model in self._models:
+            served = self._announce(model)
+            if self._stopping.is_set() or not self._load_one(model, served):
+                break
+        self._dispatcher.rest(False)
+        self.settled.set()
+        if self.failure and self._on_failed_start is not None:
+            self._on_failed_start(self.failure)
+
+    def _announce(self, model: ModelConfig) -> Served:
+        complete = settings.complete(model)
+        served = Served(complete.name or name_of(complete.path), complete.version, complete, complete.labels)
+        self._dispatcher.call(lambda: self._catalogue.add(served))
+        return served
+
+    def _load_one(self, model: ModelConfig, served: Served) -> bool:
+        def progress(state: ModelState, words: str) -> None:
+            _log.debug("model", name=served.name, state=state.name, doing=words)
+            self._dispatcher.post(lambda: self._catalogue.set_state(served, state, words))
+
+        try:
+            loaded = load(model, cache_dir=self._cache_dir, progress=progress)
+        except (ModelLoadError, ConfigError) as error:
+            message = str(error)
+            self.failure = message
+            _log.error("model_failed", name=served.name, error=message)  # noqa: TRY400 - one sentence for the operator
+            self._dispatcher.call(lambda: self._catalogue.set_state(served, ModelState.FAILED, message))
+            return False
+        self._dispatcher.call(lambda: self._host(loaded, served))
+        _log.info(
+            "model_ready",
+            name=served.name,
+            version=served.version,
+            engine=loaded.engine_name,
+            run="inline" if loaded.inline else "worker",
+            instances=served.instances,
+            max_batch_size=loaded.max_batch_size,
+            best_batch_size=loaded.best_batch_size,
+            seconds=round(loaded.load_seconds, 3),
+            **({"unbatched_because": loaded.unbatched_because} if loaded.unbatched_because else {}),
+        )
+        return True
+
+    def _host(self, loaded: Loaded, served: Served) -> None:
+        """In the dispatcher's thread: from now on requests find the model."""
+        costs = CostModel(loaded.measurements)
+        served.adopt(loaded)
+        policy = model_policy(
+            loaded.config,
+            max_batch_size=loaded.max_batch_size,
+            batch_sizes=loaded.batch_sizes,
+            instances=len(loaded.instances),
+            device=loaded.engine.device,
+        )
+        self._runner.add(
+            served.key, policy, costs, loaded.instances, loaded.collator(), loaded.inline, time.monotonic()
+        )
+        self._hosted.append((loaded, costs))
+        self._catalogue.set_state(served, ModelState.READY, ready_time=time.time())
+        self._vitals.model(served.name, ready=True)
+
+
+def cache_directory(setting: str) -> Path:
+    """Where measured costs are kept: as set, else `forebay` in the user's cache directory."""
+    if setting:
+        return Path(setting).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "forebay"
