@@ -20,7 +20,7 @@ from forebay_server.tensors import ModelSpec
 from forebay_server.wire.port import Metadata, Peer
 
 MAX_SHAPES: Final = 1024
-"""Distinct shapes per model version whose bucket is remembered."""
+"""Distinct shapes per model version whose queue is remembered."""
 
 Shapes = tuple[tuple[int, ...], ...]
 Event = tuple[Any, ...]
@@ -138,7 +138,7 @@ class Inference(Request):
 class Plan:
     """What is known about the requests to one version of a model before any has come."""
 
-    __slots__ = ("_buckets", "_encoders", "encoder", "key", "rules", "served")
+    __slots__ = ("_encoders", "encoder", "key", "lanes", "rules", "served")
 
     def __init__(self, served: Served) -> None:
         self.served = served
@@ -147,7 +147,8 @@ class Plan:
         self.encoder = Encoder(served.name, served.version, served.spec)
         """For all outputs, in the fast form."""
         self._encoders: dict[tuple[tuple[int, ...] | None, bool], Encoder] = {}
-        self._buckets: dict[Shapes, tuple[Shapes, Shapes | None]] = {}
+        self.lanes: dict[Shapes, tuple[Any, Shapes | None]] = {}
+        """For requests without parameters, by their shapes: the queue, and the shapes again if they are padded."""
 
     def encoder_for(self, wanted: tuple[int, ...] | None, *, readable: bool) -> Encoder:
         """The encoder for a choice of outputs."""
@@ -159,16 +160,6 @@ class Plan:
             encoder = Encoder(served.name, served.version, served.spec, wanted, readable=readable)
             self._encoders[wanted, readable] = encoder
         return encoder
-
-    def bucket(self, shapes: Shapes) -> tuple[Shapes, Shapes | None]:
-        """The bucket for some shapes, and the shapes themselves if they have to be padded to it."""
-        found = self._buckets.get(shapes)
-        if found is None:
-            bucket = self.served.bucket_of(shapes)
-            if len(self._buckets) >= MAX_SHAPES:
-                self._buckets.clear()
-            found = self._buckets[shapes] = (bucket, None if bucket == shapes else shapes)
-        return found
 
 
 AnInference = TypeVar("AnInference", bound=Inference)
@@ -264,13 +255,10 @@ class Intake:
                 encoder = plan.encoder_for(wanted, readable=readable)
             request_id = message.request_id
             parameters = parameters_of(message)
-            lane = None
-            padded = None
-            if rows:
-                bucket, padded = plan.bucket(shapes)
-                lane = self._lane(plan.key, bucket, parameters)
-                if isinstance(lane, ForebayError):
-                    raise lane
+            found = plan.lanes.get(shapes) if parameters is None else None
+            if found is None:
+                found = self._find_lane(plan, shapes, parameters) if rows else (None, None)
+            lane, padded = found
         except ForebayError as error:
             self._events.append(("refused", plan.key, error.reason))
             raise
@@ -291,6 +279,24 @@ class Intake:
             owner,
             ident,
         )
+
+    def _find_lane(self, plan: Plan, shapes: Shapes, parameters: Any) -> tuple[Any, Shapes | None]:
+        """The queue for some shapes and parameters, and the shapes again if they have to be padded.
+
+        Raises:
+            ForebayError: There is none for them.
+        """
+        bucket = plan.served.bucket_of(shapes)
+        lane = self._lane(plan.key, bucket, parameters)
+        if isinstance(lane, ForebayError):
+            raise lane
+        found = (lane, None if bucket == shapes else shapes)
+        if parameters is None:
+            # One that the core forgets when it is idle may stay here: `admit` finds or makes its successor.
+            if len(plan.lanes) >= MAX_SHAPES:
+                plan.lanes.clear()
+            plan.lanes[shapes] = found
+        return found
 
     def _plan(self, name: str, version: str) -> Plan:
         try:
