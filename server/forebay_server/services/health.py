@@ -1,8 +1,8 @@
 """`grpc.health.v1.Health`: shows the board of `services.vitals` to callers.
 
-`Check` of a name that isn't there is NOT_FOUND; `Watch` of it says SERVICE_UNKNOWN and goes on watching, as the protocol
-wants. Watches are bounded in number, and a watch costs memory only while its call lives. Draining pushes NOT_SERVING to
-all watchers and leaves the watches open, so that nobody takes the end of one for the end of the server.
+`Check` of a name that isn't there is NOT_FOUND; `Watch` of it says SERVICE_UNKNOWN and goes on watching, as the
+protocol wants. Watches are bounded in number, and a watch costs memory only while its call lives. Draining pushes
+NOT_SERVING to all watchers and leaves the watches open, so that nobody takes the end of one for the end of the server.
 
 Answered by the dispatcher: a server whose dispatcher is stuck can't say that it is well.
 """
@@ -69,7 +69,7 @@ class HealthService:
                     method=Method(path=f"/{NAME}/Watch", kind=MethodKind.SERVER_STREAM),
                     on_call=self._watch,
                     on_cancel=self._unwatch,
-                    on_full=self._full.add,
+                    on_full=self._filled,
                     on_writable=self._writable,
                 ),
             ],
@@ -128,6 +128,10 @@ class HealthService:
             del watching[call]
             if not watching:
                 del self._watched[name]
+
+    def _filled(self, call: int) -> None:
+        if call in self._watchers:
+            self._full.add(call)
 
     def _writable(self, event: Event) -> None:
         call = event[1]
