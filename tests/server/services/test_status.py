@@ -99,7 +99,7 @@ def test_codes_are_those_of_the_contract():
 
 @pytest.mark.parametrize("kind", RAISED)
 def test_retry_info_comes_with_overload_only(kind):
-    """Overload tells when to come back, in details and in the trailer, rounded up to milliseconds; nothing else does."""
+    """Overload tells when to come back, in details and trailer, rounded up to milliseconds; nothing else does."""
     failure = status.failure(example(kind))
 
     _, details = unpacked(failure)
