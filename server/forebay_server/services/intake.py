@@ -27,9 +27,6 @@ Event = tuple[Any, ...]
 
 _PRIORITIES = {priority: int(priority) for priority in Priority}
 
-# The numbers of the contract's `ModelState`.
-_LOADING, _WARMING, _READY, _FAILED, _UNLOADING, _UNLOADED = 1, 2, 3, 4, 5, 6
-
 
 class Served(Protocol):
     """One version of a model; `models.served.Served`."""
@@ -56,11 +53,13 @@ class Catalogue(Protocol):
     """Who knows the models; `models.catalogue.Catalogue`."""
 
     def resolve(self, name: str, version: str) -> Served:
-        """Finds the version that a caller means.
+        """Finds the version that a caller means, which is ready.
 
         Raises:
             ModelNotFound: There is no such model.
             VersionNotFound: It has no such version or label.
+            ModelLoading: It is not ready yet.
+            ModelFailed: It failed to load, or is unloaded.
         """
 
 
@@ -304,10 +303,6 @@ class Intake:
         except errors.NotFound:
             check_name(name, version)
             raise
-        if served.state != _READY:
-            error = _not_ready(served)
-            self._events.append(("refused", served.key, error.reason))
-            raise error
         plan = self._plans.get(served.key)
         if plan is None or plan.served is not served:
             plan = self._plans[served.key] = Plan(served)
@@ -316,14 +311,3 @@ class Intake:
     def forget(self, key: tuple[str, int]) -> None:
         """Drops what is remembered of a model version that is gone."""
         self._plans.pop(key, None)
-
-
-def _not_ready(served: Served) -> ForebayError:
-    """Why a version that isn't ready takes no requests."""
-    state = int(served.state)
-    name = f"version {served.version} of model {served.name!r}"
-    if state in (_LOADING, _WARMING):
-        return errors.ModelLoading(f"{name} is being {'loaded' if state == _LOADING else 'warmed up'}")
-    if state in (_UNLOADING, _UNLOADED):
-        return errors.ModelFailed(f"{name} is unloaded")
-    return errors.ModelFailed(f"{name} failed to load")

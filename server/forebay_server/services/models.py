@@ -7,6 +7,7 @@ import base64
 import binascii
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from forebay.v1 import model_pb2, model_service_pb2, tensor_pb2
@@ -34,8 +35,7 @@ class ServedModel(Served, Protocol):
     """One version of a model, with what people want to know of it; `models.served.Served`."""
 
     engine_name: str
-    instances: Any
-    """The number of engine instances, or a sequence of them."""
+    instances: int
     run_mode: Any
     """Numbered as in the contract."""
     max_batch_size: int
@@ -57,26 +57,44 @@ class Models(Protocol):
     def labels(self, name: str) -> Mapping[str, int]:
         """The labels of a model, and the version that each one means."""
 
-    def default_version(self, name: str) -> int | None:
-        """The version that a request without one gets, if any is ready."""
+    def default_version(self, name: str) -> int:
+        """The version that a request without one gets; 0 if none is ready."""
 
 
 class CostPoint(Protocol):
     """A measured point of a cost model; `scheduling.latency.Point`."""
 
-    bucket: Sequence[Sequence[int]]
-    rows: int
-    seconds: float
-    corrections: int
+    @property
+    def bucket(self) -> Sequence[Sequence[int]]:
+        """The shapes of a row."""
+
+    @property
+    def rows(self) -> int:
+        """Rows in the batch."""
+
+    @property
+    def seconds(self) -> float:
+        """Time in the engine."""
+
+    @property
+    def corrections(self) -> int:
+        """Batches that have corrected it."""
 
 
 class Figures(Protocol):
-    """What a model version is doing now; what `scheduling.core.Core.figures` gives."""
+    """What a model version is doing now; `scheduling.core.ModelFigures`."""
 
-    queued_rows: int
-    held_bytes: int
-    wait_margin: float
-    costs: Iterable[CostPoint]
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of requests that wait or run."""
+
+    @property
+    def wait_margin(self) -> float:
+        """How much longer batches wait than predicted, as a factor."""
 
 
 class Durations(Protocol):
@@ -125,7 +143,8 @@ class ModelService:
 
     Args:
         models: The models.
-        figures: Gives what a model version is doing now; None if the scheduler doesn't know it.
+        figures: Gives what a model version is doing now; KeyError if the scheduler doesn't know it.
+        costs: Gives its cost model; KeyError if there is none.
         statistics: What the models have done.
         outbox: Where answers go.
         refresh: Called before statistics are read, to take in what has happened since.
@@ -134,13 +153,15 @@ class ModelService:
     def __init__(
         self,
         models: Models,
-        figures: Callable[[ModelKey], Figures | None],
+        figures: Callable[[ModelKey], Figures],
+        costs: Callable[[ModelKey], Iterable[CostPoint]],
         statistics: Statistics,
         outbox: Outbox,
         refresh: Callable[[], None] = lambda: None,
     ) -> None:
         self._models = models
         self._figures = figures
+        self._costs = costs
         self._statistics = statistics
         self._outbox = outbox
         self._refresh = refresh
@@ -212,7 +233,7 @@ class ModelService:
             name=name,
             versions=[_version(served) for served in versions],
             labels=self._models.labels(name),
-            default_version=self._models.default_version(name) or 0,
+            default_version=self._models.default_version(name),
         )
 
     def _statistics_of(self, served: ServedModel) -> model_pb2.ModelStatistics:
@@ -234,12 +255,13 @@ class ModelService:
             request_time=_summary(done.request_time),
             wait_margin=1.0,
         )
-        now = self._figures(served.key)
-        if now is not None:
+        with suppress(KeyError):
+            now = self._figures(served.key)
             message.queued_rows = now.queued_rows
             message.held_bytes = now.held_bytes
             message.wait_margin = now.wait_margin
-            for point in now.costs:
+        with suppress(KeyError):
+            for point in self._costs(served.key):
                 message.costs.add(
                     bucket=_bucket(point.bucket),
                     rows=point.rows,
@@ -285,7 +307,9 @@ def _version(served: ServedModel) -> model_pb2.ModelVersion:
         state=int(served.state),  # type: ignore[arg-type]  # the contract's number
         state_message=served.state_message,
         engine=served.engine_name,
-        instances=served.instances if isinstance(served.instances, int) else len(served.instances),
+        inputs=_specs(spec, spec.inputs),
+        outputs=_specs(spec, spec.outputs),
+        instances=served.instances,
         run_mode=int(served.run_mode),  # type: ignore[arg-type]  # the contract's number
         batching=model_pb2.Batching(
             max_batch_size=served.max_batch_size,
@@ -293,9 +317,6 @@ def _version(served: ServedModel) -> model_pb2.ModelVersion:
             unbatched_because=served.unbatched_because,
         ),
     )
-    if spec is not None:  # it is not known before the file is read
-        message.inputs.extend(_specs(spec, spec.inputs))
-        message.outputs.extend(_specs(spec, spec.outputs))
     message.batching.max_delay.FromNanoseconds(round(config.batching.max_delay_ms * 1e6))
     if served.ready_time:
         message.ready_time.FromNanoseconds(round(served.ready_time * 1e9))

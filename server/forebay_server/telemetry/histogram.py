@@ -12,7 +12,7 @@ from typing import Final
 GROWTH: Final = 1.2
 SMALLEST: Final = 1e-7
 """Seconds; what is shorter counts as this long."""
-BUCKETS: Final = 134
+BUCKETS: Final = 136
 
 BOUNDS: Final[tuple[float, ...]] = tuple(SMALLEST * GROWTH**index for index in range(BUCKETS))
 """The inclusive upper bound of each bucket but the last, in seconds."""

@@ -4,7 +4,7 @@ from typing import Final
 
 # Kinds of events, the first item of the tuples that the core and the services leave.
 BATCH: Final = "batch"
-"""`(BATCH, key, rows, requests, padded_rows, reason, predicted, seconds)`."""
+"""`(BATCH, key, rows, requests, padded_rows, reason, predicted, seconds)`; `padded_rows` were given to the engine."""
 DONE: Final = "done"
 """`(DONE, key, outcome, queue_seconds, total_seconds)`."""
 REFUSED: Final = "refused"

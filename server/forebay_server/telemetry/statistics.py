@@ -52,14 +52,14 @@ class ModelFigures:
         self.compute_time = Histogram()
         self.request_time = Histogram()
 
-    def batch(self, rows: int, padded_rows: int, reason: int, seconds: float) -> None:
+    def batch(self, rows: int, padding: int, reason: int, seconds: float) -> None:
         """A batch has run."""
         sizes = self.batch_sizes
         if rows not in sizes and len(sizes) >= MAX_BATCH_SIZES:
             rows = 1 << (rows - 1).bit_length()
         sizes[rows] = sizes.get(rows, 0) + 1
         self.dispatches[reason] = self.dispatches.get(reason, 0) + 1
-        self.padded_rows += padded_rows
+        self.padded_rows += padding
         self.compute_time.record(seconds)
 
 
@@ -94,7 +94,7 @@ class Statistics:
                 figures.request_time.record(total)
             elif kind == BATCH:
                 _, _, rows, _, padded_rows, reason, _, seconds = event
-                figures.batch(rows, padded_rows, int(reason), seconds)
+                figures.batch(rows, padded_rows - rows, int(reason), seconds)
             elif kind == REFUSED:
                 reason = event[2] if event[2] in codes else UNKNOWN
                 figures.outcomes[reason] = figures.outcomes.get(reason, 0) + 1

@@ -124,6 +124,8 @@ class Catalogue:
         served = self.models[name]
         if version not in ("", str(served.version)):
             raise errors.VersionNotFound(f"there is no version {version!r}")
+        if served.state != READY:
+            raise errors.ModelLoading("being loaded") if served.state < READY else errors.ModelFailed("failed")
         return served
 
     def names(self):
@@ -136,7 +138,7 @@ class Catalogue:
         return dict.fromkeys(self.models[name].labels, self.models[name].version)
 
     def default_version(self, name):
-        return self.models[name].version if self.models[name].state == READY else None
+        return self.models[name].version if self.models[name].state == READY else 0
 
 
 def double_spec(*, width=2):

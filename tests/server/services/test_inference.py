@@ -199,6 +199,13 @@ def test_bad_requests(house, request_for, fields, expected):
     assert house.scheduler.admitted == []
 
 
+def test_invalid_requests_are_counted(house, request_for):
+    """Statistics hear of what was refused before the scheduler saw it."""
+    house.predict(1, request_for(outputs=["z"]))
+
+    assert house.events == [("refused", ("double", 7), "INVALID_TENSOR")]
+
+
 @pytest.mark.parametrize(
     ("state", "expected"),
     [
@@ -210,13 +217,12 @@ def test_bad_requests(house, request_for, fields, expected):
     ],
 )
 def test_model_that_is_not_ready(house, request_for, state, expected):
-    """Loading is to be retried elsewhere; failed needs an operator. Statistics hear of it."""
+    """Loading is to be retried elsewhere; failed needs an operator."""
     house.served.state = state
 
     house.predict(1, request_for())
 
     assert reason(house.take()[0]) == expected
-    assert house.events == [("refused", ("double", 7), expected[2])]
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,14 @@ class Models:
         self.statistics = Statistics(CODE_NAMES)
         self.refreshed = 0
         points = [SimpleNamespace(bucket=((3, 224),), rows=8, seconds=0.002, corrections=4)]
-        figures = SimpleNamespace(queued_rows=3, held_bytes=70, wait_margin=1.5, costs=points)
+        figures = SimpleNamespace(queued_rows=3, held_bytes=70, wait_margin=1.5)
         self.service = ModelService(
-            catalogue, {("a", 7): figures}.get, self.statistics, self.outbox, refresh=self.refresh
+            catalogue,
+            {("a", 7): figures}.__getitem__,
+            {("a", 7): points}.__getitem__,
+            self.statistics,
+            self.outbox,
+            refresh=self.refresh,
         )
         self.endpoints = {one.method.path.rpartition("/")[2]: one for one in self.service.service().endpoints}
 
@@ -55,7 +60,7 @@ def models(make_catalogue, make_served):
     served = [make_served(spec=SPEC, name=name) for name in ("b", "a", "c")]
     served[1].config = ModelConfig(batching=BatchingConfig(max_delay_ms=2.5))
     served[1].labels = ("stable",)
-    served[2].spec = None
+    served[2].spec = ModelSpec(inputs=(), outputs=(), batched=False)
     served[2].state = 4
     served[2].state_message = "no such file"
     served[2].ready_time = None
@@ -134,7 +139,7 @@ def test_statistics(models):
             ("done", key, "CANCELLED", 0.001, 0.001),
             ("done", key, "DEADLINE_EXPIRED", 0.001, 0.001),
             ("refused", key, "QUEUE_FULL"),
-            ("batch", key, 3, 2, 1, Reason.IDLE, None, 0.002),
+            ("batch", key, 3, 2, 4, Reason.IDLE, None, 0.002),
         ]
     )
 

@@ -10,7 +10,7 @@ CODES = {"QUEUE_FULL": "RESOURCE_EXHAUSTED", "BYTES_LIMIT": "RESOURCE_EXHAUSTED"
 def test_batches():
     """Sizes, reasons, padding and time in the engine."""
     figures = Statistics(CODES)
-    figures.absorb([("batch", KEY, 3, 2, 1, 2, 0.1, 0.2), ("batch", KEY, 3, 3, 0, 1, None, 0.4)])
+    figures.absorb([("batch", KEY, 3, 2, 4, 2, 0.1, 0.2), ("batch", KEY, 3, 3, 3, 1, None, 0.4)])
 
     found = figures.of(KEY)
     assert (found.batch_sizes, found.dispatches, found.padded_rows) == ({3: 2}, {2: 1, 1: 1}, 1)
@@ -49,7 +49,7 @@ def test_labels_are_bounded(monkeypatch):
     monkeypatch.setattr(statistics, "MAX_MODELS", 2)
     figures = Statistics(CODES)
     figures.absorb([("refused", KEY, f"reason {number}") for number in range(100)])
-    figures.absorb([("batch", KEY, rows, 1, 0, 1, None, 0.1) for rows in range(1, 101)])
+    figures.absorb([("batch", KEY, rows, 1, rows, 1, None, 0.1) for rows in range(1, 101)])
     figures.absorb([("refused", ("m", version), "QUEUE_FULL") for version in range(100)])
 
     found = figures.of(KEY)
