@@ -1,0 +1,155 @@
+"""`forebay.v1.InferenceService`: unary `Predict` here, `StreamPredict` in `services.streams`.
+
+Handlers parse a message once, build a request (`services.intake`) and admit it. The answer comes later, through the
+request's `succeed` or `fail`, and is appended to the outbox. Everything runs in the dispatcher thread.
+
+The dispatcher calls `flush` at the end of each of its turns, before it hands the outbox to the wire.
+"""
+
+from typing import Any
+
+from forebay.v1 import inference_pb2
+from google.protobuf.message import DecodeError
+
+from forebay_server import errors
+from forebay_server.errors import ForebayError
+from forebay_server.scheduling.request import Batch
+from forebay_server.services.codec import Outputs
+from forebay_server.services.intake import Inference, Intake
+from forebay_server.services.service import Endpoint, Outbox, Service
+from forebay_server.services.status import failure, internal
+from forebay_server.services.streams import Streams
+from forebay_server.wire.port import FAIL, RESPOND, Event, Method, MethodKind
+
+NAME = "forebay.v1.InferenceService"
+
+MALFORMED = failure(errors.InvalidRequest([("", "the message can't be parsed as a PredictRequest")]))
+DRAINING = failure(errors.Draining("the server is shutting down"))
+
+
+class UnaryInference(Inference):
+    """A request of a unary call: `ident` is the call, `owner` the service."""
+
+    __slots__ = ()
+
+    def succeed(self, outputs: Outputs, start: int, batch: Batch) -> None:
+        """Answers the call with the response."""
+        owner = self.owner
+        call = self.ident
+        owner.calls.pop(call, None)
+        try:
+            owner.outbox.append((RESPOND, call, self.response(outputs, start, batch, owner.clock)))
+        except ForebayError as error:
+            owner.outbox.append((FAIL, call, failure(error)))
+        except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
+            owner.outbox.append((FAIL, call, failure(internal(error, method="Predict"))))
+
+    def fail(self, error: ForebayError) -> None:
+        """Answers the call with the error."""
+        owner = self.owner
+        owner.calls.pop(self.ident, None)
+        owner.outbox.append((FAIL, self.ident, failure(error)))
+
+
+class InferenceService:
+    """Inference over gRPC.
+
+    Args:
+        intake: Builds requests.
+        outbox: Where answers go.
+        stream_window: Items in flight on one stream.
+        max_send_bytes: The largest message that the wire sends.
+    """
+
+    def __init__(
+        self, intake: Intake, outbox: Outbox, *, stream_window: int = 256, max_send_bytes: int = 16 << 20
+    ) -> None:
+        self._intake = intake
+        self.outbox = outbox
+        self.clock = intake.clock
+        self.calls: dict[int, UnaryInference] = {}
+        """Unary calls that wait for their answer."""
+        self.streams = Streams(intake, outbox, window=stream_window, max_send_bytes=max_send_bytes)
+        self.flush = self.streams.flush
+        """Sends the results that streams have gathered. To be called at the end of each turn of the dispatcher."""
+
+    def service(self) -> Service:
+        """The service for the dispatcher."""
+        streams = self.streams
+        return Service(
+            name=NAME,
+            endpoints=[
+                Endpoint(
+                    method=Method(path=f"/{NAME}/Predict", kind=MethodKind.UNARY),
+                    on_call=self.predict,
+                    on_cancel=self.cancel,
+                ),
+                Endpoint(
+                    method=Method(path=f"/{NAME}/StreamPredict", kind=MethodKind.BIDI_STREAM),
+                    on_call=streams.opened,
+                    on_message=streams.message,
+                    on_half_close=streams.half_closed,
+                    on_cancel=streams.cancelled,
+                    on_writable=streams.writable,
+                    on_full=streams.full,
+                ),
+            ],
+        )
+
+    def drain(self, grace: float) -> None:
+        """Refuses new requests from now on, and tells the open streams.
+
+        Args:
+            grace: Seconds for which accepted requests are waited for.
+        """
+        self._intake.draining = True
+        self.streams.drain(grace)
+
+    def in_flight(self) -> int:
+        """Requests whose answers are still due, calls and stream items together."""
+        return len(self.calls) + self.streams.in_flight()
+
+    def predict(self, event: Event) -> None:
+        """CALL on `Predict`."""
+        _, call, _, body, deadline, peer, metadata = event
+        intake = self._intake
+        if intake.draining:
+            self.outbox.append((FAIL, call, DRAINING))
+            return
+        now = self.clock()
+        try:
+            message = _parse(body)
+        except DecodeError:
+            self.outbox.append((FAIL, call, MALFORMED))
+            return
+        try:
+            request = intake.build(
+                UnaryInference,
+                self,
+                call,
+                message,
+                intake.deadline(deadline, now),
+                intake.tenant(peer, metadata) if metadata is not None else (peer and peer.identity) or "",
+                now,
+            )
+            if request.rows:
+                refusal = intake.admit(request, now)
+                if refusal is None:
+                    self.calls[call] = request
+                else:
+                    self.outbox.append((FAIL, call, failure(refusal)))
+            else:
+                self.outbox.append((RESPOND, call, request.encoder.empty(request.tail)))
+        except ForebayError as error:
+            self.outbox.append((FAIL, call, failure(error)))
+        except Exception as error:  # noqa: BLE001 - nothing that one message does may stop the dispatcher
+            self.outbox.append((FAIL, call, failure(internal(error, method="Predict"))))
+
+    def cancel(self, event: Event) -> None:
+        """CANCEL on `Predict`."""
+        request = self.calls.pop(event[1], None)
+        if request is not None:
+            self._intake.cancel(request, self.clock())
+
+
+_parse: Any = inference_pb2.PredictRequest.FromString

@@ -1,0 +1,313 @@
+"""From a `PredictRequest` to a request that the scheduler takes: the one mechanism behind unary calls and stream items.
+
+`Intake.build` resolves the model, checks the message, chooses queue and encoder, and makes an `Inference`, of which
+`inference` and `streams` have a subclass each that knows where the answer goes. What depends on the model version only
+is worked out once, in a `Plan`. Runs in the dispatcher thread.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+from forebay.v1 import inference_pb2
+
+from forebay_server import errors
+from forebay_server.errors import ForebayError
+from forebay_server.scheduling.request import Batch, Level, Priority, Request, State
+from forebay_server.services.codec import Encoder, Outputs, parameters_of, request_id_part, timings_part
+from forebay_server.services.validation import Rules, check_name, validate
+from forebay_server.tensors import ModelSpec
+from forebay_server.wire.port import Metadata, Peer
+
+MAX_SHAPES: Final = 1024
+"""Distinct shapes per model version whose queue is remembered."""
+
+Shapes = tuple[tuple[int, ...], ...]
+Event = tuple[Any, ...]
+
+_PRIORITIES = {priority: int(priority) for priority in Priority}
+
+
+class Served(Protocol):
+    """One version of a model; `models.served.Served`."""
+
+    name: str
+    version: int
+    key: tuple[str, int]
+    state: Any
+    """Numbered as in the contract."""
+    state_message: str
+    spec: ModelSpec
+    config: Any
+    """A `config.tree.ModelConfig`."""
+
+    def bucket_of(self, shapes: Shapes) -> Shapes:
+        """The bucket for the shapes of a request's inputs, each without the batch dimension.
+
+        Raises:
+            InvalidRequest: No bucket is large enough.
+        """
+
+
+class Catalogue(Protocol):
+    """Who knows the models; `models.catalogue.Catalogue`."""
+
+    def resolve(self, name: str, version: str) -> Served:
+        """Finds the version that a caller means, which is ready.
+
+        Raises:
+            ModelNotFound: There is no such model.
+            VersionNotFound: It has no such version or label.
+            ModelLoading: It is not ready yet.
+            ModelFailed: It failed to load, or is unloaded.
+        """
+
+
+class Scheduler(Protocol):
+    """Who runs requests; `scheduling.core.Core`, or the runner around it."""
+
+    def lane(self, key: tuple[str, int], bucket: Shapes, parameters: Any) -> Any:
+        """The queue for a model version, bucket and parameters, or a `ForebayError`."""
+
+    def admit(self, request: Request, now: float) -> ForebayError | None:
+        """Takes a request in, or says why not."""
+
+    def cancel(self, request: Request, now: float) -> bool:
+        """Drops a request; whether it was still waiting."""
+
+
+class Inference(Request):
+    """A request that came as a message, and what its response needs."""
+
+    __slots__ = ("encoder", "ident", "owner", "report", "tail")
+
+    def __init__(
+        self,
+        lane: Any,
+        rows: int,
+        nbytes: int,
+        deadline: float,
+        inputs: Sequence[Any],
+        arrival: float,
+        tenant: str,
+        priority: int,
+        shapes: Shapes | None,
+        parameters: Any,
+        encoder: Encoder,
+        tail: bytes,
+        report: bool,  # noqa: FBT001 - called by position: keywords would be felt
+        owner: Any,
+        ident: int,
+    ) -> None:
+        self.lane = lane
+        self.rows = rows
+        self.nbytes = nbytes
+        self.deadline = deadline
+        self.inputs = inputs
+        self.arrival = arrival
+        self.tenant = tenant
+        self.priority = priority
+        self.level = Level.ONLINE
+        self.shapes = shapes
+        self.parameters = parameters
+        self.state = State.NEW
+        self.scheduled = None
+        self.encoder = encoder
+        self.tail = tail
+        """Serialized parts of the response that are known already."""
+        self.report = report
+        """Whether timings are wanted."""
+        self.owner = owner
+        """Who passes the answer on."""
+        self.ident = ident
+        """The owner's number for it: a call, or an item of a stream."""
+
+    def response(self, outputs: Outputs, start: int, batch: Batch, clock: Callable[[], float]) -> bytes:
+        """The serialized `PredictResponse`.
+
+        Raises:
+            InvalidRequest: It can't have the form that was asked for.
+        """
+        tail = self.tail
+        if self.report:
+            tail += timings_part(batch, arrival=self.arrival, now=clock())
+        return self.encoder.encode(outputs, start, self.rows, self.shapes, tail)
+
+
+class Plan:
+    """What is known about the requests to one version of a model before any has come."""
+
+    __slots__ = ("_encoders", "encoder", "key", "lanes", "rules", "served")
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self.key = served.key
+        self.rules = Rules(served.spec, reject_nan=served.config.nan == "reject")
+        self.encoder = Encoder(served.name, served.version, served.spec)
+        """For all outputs, in the fast form."""
+        self._encoders: dict[tuple[tuple[int, ...] | None, bool], Encoder] = {}
+        self.lanes: dict[Shapes, tuple[Any, Shapes | None]] = {}
+        """For requests without parameters, by their shapes: the queue, and the shapes again if they are padded."""
+
+    def encoder_for(self, wanted: tuple[int, ...] | None, *, readable: bool) -> Encoder:
+        """The encoder for a choice of outputs."""
+        encoder = self._encoders.get((wanted, readable))
+        if encoder is None:
+            if len(self._encoders) >= MAX_SHAPES:
+                self._encoders.clear()
+            served = self.served
+            encoder = Encoder(served.name, served.version, served.spec, wanted, readable=readable)
+            self._encoders[wanted, readable] = encoder
+        return encoder
+
+
+AnInference = TypeVar("AnInference", bound=Inference)
+
+
+class Intake:
+    """Builds requests. One for all services that take `PredictRequest`s.
+
+    Args:
+        catalogue: The models.
+        scheduler: Where requests will go.
+        clock: Monotonic seconds.
+        default_deadline: Seconds for a request that has no deadline.
+        max_deadline: Seconds; deadlines beyond are cut to it.
+        trusted: For each exposure, whether `tenant_key` is believed there.
+        tenant_key: The metadata key that names the tenant.
+        events: Where refusals before admission are reported, as `("refused", key, reason)`.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        scheduler: Scheduler,
+        *,
+        clock: Callable[[], float],
+        default_deadline: float = 30.0,
+        max_deadline: float = 3600.0,
+        trusted: Sequence[bool] = (),
+        tenant_key: str = "x-forebay-tenant",
+        events: list[Event] | None = None,
+    ) -> None:
+        self._resolve = catalogue.resolve
+        self._lane = scheduler.lane
+        self.admit = scheduler.admit
+        self.cancel = scheduler.cancel
+        self.clock = clock
+        self._default_deadline = default_deadline
+        self._max_deadline = max_deadline
+        self._trusted = tuple(trusted)
+        self._tenant_key = tenant_key.lower()
+        self._events: list[Event] = [] if events is None else events
+        self._plans: dict[tuple[str, int], Plan] = {}
+        self.draining = False
+        """Whether new requests are refused."""
+
+    def deadline(self, deadline: float, now: float) -> float:
+        """The deadline that counts, for one that a caller gave (`math.inf`: none)."""
+        if deadline == math.inf:
+            return now + self._default_deadline
+        return min(deadline, now + self._max_deadline)
+
+    def tenant(self, peer: Peer | None, metadata: Metadata | None) -> str:
+        """Who is calling: by metadata on a trusted exposure, else by certificate, else nobody in particular."""
+        if peer is None:
+            return ""
+        if metadata is not None and peer.exposure < len(self._trusted) and self._trusted[peer.exposure]:
+            # A proxy that adds its own header after a forged one is believed: the last counts.
+            for key, value in reversed(metadata):
+                if key == self._tenant_key and isinstance(value, str):
+                    return value
+        return peer.identity or ""
+
+    def build(
+        self,
+        kind: type[AnInference],
+        owner: Any,
+        ident: int,
+        message: inference_pb2.PredictRequest,
+        deadline: float,
+        tenant: str,
+        now: float,
+    ) -> AnInference:
+        """Makes a request of a message. One without rows has `rows` 0 and must not be admitted.
+
+        Args:
+            kind: The class to make.
+            owner: Given to the request.
+            ident: Given to the request.
+            message: What the caller sent.
+            deadline: The one that counts, absolute.
+            tenant: Who is calling.
+            now: When the message was taken.
+
+        Raises:
+            ForebayError: The request can't be run.
+        """
+        plan = self._plan(message.model, message.version)
+        try:
+            rows, shapes, inputs, nbytes, wanted = validate(message, plan.rules)
+            encoder = plan.encoder
+            readable = message.readable
+            if readable or wanted is not None:
+                encoder = plan.encoder_for(wanted, readable=readable)
+            request_id = message.request_id
+            parameters = parameters_of(message)
+            found = plan.lanes.get(shapes) if parameters is None else None
+            if found is None:
+                found = self._find_lane(plan, shapes, parameters) if rows else (None, None)
+            lane, padded = found
+        except ForebayError as error:
+            self._events.append(("refused", plan.key, error.reason))
+            raise
+        return kind(
+            lane,
+            rows,
+            nbytes,
+            deadline,
+            inputs,
+            now,
+            tenant,
+            _PRIORITIES.get(message.priority, Priority.NORMAL),  # type: ignore[call-overload]  # the contract's number
+            padded,
+            parameters,
+            encoder,
+            request_id_part(request_id) if request_id else b"",
+            message.report_timings,
+            owner,
+            ident,
+        )
+
+    def _find_lane(self, plan: Plan, shapes: Shapes, parameters: Any) -> tuple[Any, Shapes | None]:
+        """The queue for some shapes and parameters, and the shapes again if they have to be padded.
+
+        Raises:
+            ForebayError: There is none for them.
+        """
+        bucket = plan.served.bucket_of(shapes)
+        lane = self._lane(plan.key, bucket, parameters)
+        if isinstance(lane, ForebayError):
+            raise lane
+        found = (lane, None if bucket == shapes else shapes)
+        if parameters is None:
+            # One that the core forgets when it is idle may stay here: `admit` finds or makes its successor.
+            if len(plan.lanes) >= MAX_SHAPES:
+                plan.lanes.clear()
+            plan.lanes[shapes] = found
+        return found
+
+    def _plan(self, name: str, version: str) -> Plan:
+        try:
+            served = self._resolve(name, version)
+        except errors.NotFound:
+            check_name(name, version)
+            raise
+        plan = self._plans.get(served.key)
+        if plan is None or plan.served is not served:
+            plan = self._plans[served.key] = Plan(served)
+        return plan
+
+    def forget(self, key: tuple[str, int]) -> None:
+        """Drops what is remembered of a model version that is gone."""
+        self._plans.pop(key, None)

@@ -1,0 +1,432 @@
+"""`StreamPredict`: many requests over one stream, answered in messages of many results.
+
+Life of a stream: OPEN gives it credit for its first message. Each message's items are built and admitted like unary
+requests; what fails at once is a result like any other. Results gather in the stream, and `flush`, which the dispatcher
+calls at the end of each turn, sends what has gathered as few messages, gives credit for more items, and finishes the
+stream when the caller has closed its side and everything is answered.
+
+Flow control. *Items in flight* are those accepted whose results are not handed to the wire; in order, a finished item
+that waits for an earlier one counts. A stream whose window is full gets no credit, so HTTP/2 slows its caller down.
+Credits are given for as many messages as the window has room for, going by the items in the last one; messages that
+come in excess (their caller suddenly sends more items in each) are *parked* and taken up as the window empties, so that
+it is overshot by the items of one message at most. A stream whose results are not read gets no credit either.
+
+Everything runs in the dispatcher thread.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from forebay.v1 import inference_pb2
+from google.protobuf import duration_pb2
+from google.protobuf.message import DecodeError
+
+from forebay_server import errors
+from forebay_server.errors import ForebayError, InvalidRequest
+from forebay_server.scheduling.request import Batch
+from forebay_server.services.codec import Outputs, error_part, result_part
+from forebay_server.services.intake import Inference, Intake
+from forebay_server.services.service import Outbox
+from forebay_server.services.status import failure, internal, status_bytes
+from forebay_server.wire.port import CREDIT, FAIL, FINISH, SEND, Event
+
+MAX_ITEMS: Final = 1024
+"""Items in one message."""
+MAX_CREDITS: Final = 256
+"""Messages that one stream may have under way to us."""
+MAX_UNDERWAY_BYTES: Final = 1 << 20
+"""What the messages of several credits may come to, going by the last one."""
+MAX_PARKED_BYTES: Final = 4 << 20
+"""Above this, parked messages are taken up in spite of the window: admission has limits of its own."""
+COALESCED_BYTES: Final = 256 << 10
+"""Results are put together into messages of about this size; one large result may make a larger one."""
+
+MALFORMED = failure(InvalidRequest([("", "the message can't be parsed as a StreamPredictRequest")]))
+DRAINING = errors.Draining("the server is shutting down")
+DRAINING_STATUS = status_bytes(DRAINING)
+DRAINING_FAILURE = failure(DRAINING)
+
+
+class ItemInference(Inference):
+    """A request of a stream item: `ident` is the item's id, `owner` the stream."""
+
+    __slots__ = ("outcome",)
+
+    outcome: bytes | None
+    """On an ordered stream, the finished result until those before it are there."""
+
+    def succeed(self, outputs: Outputs, start: int, batch: Batch) -> None:
+        """Adds the response to the stream's results."""
+        stream = self.owner
+        try:
+            response = self.response(outputs, start, batch, stream.service.clock)
+        except ForebayError as error:
+            stream.settle(self, error_part(self.ident, status_bytes(error)))
+            return
+        except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
+            stream.settle(self, error_part(self.ident, status_bytes(internal(error, method="StreamPredict"))))
+            return
+        if len(response) > stream.service.max_response:
+            stream.settle(self, error_part(self.ident, stream.service.too_large))
+            return
+        stream.settle(self, result_part(self.ident, response))
+
+    def fail(self, error: ForebayError) -> None:
+        """Adds the error to the stream's results."""
+        self.owner.settle(self, error_part(self.ident, status_bytes(error)))
+
+
+class _Stream:
+    """One open stream."""
+
+    __slots__ = (
+        "call",
+        "credits",
+        "deadline",
+        "dirty",
+        "flights",
+        "full",
+        "half_closed",
+        "last_bytes",
+        "last_items",
+        "order",
+        "parked",
+        "parked_bytes",
+        "ready",
+        "service",
+        "started",
+        "tenant",
+        "window",
+    )
+
+    def __init__(self, service: "Streams", call: int, deadline: float, tenant: str, window: int) -> None:
+        self.service = service
+        self.call = call
+        self.deadline = deadline
+        self.tenant = tenant
+        self.window = window
+        self.flights: dict[int, ItemInference | None] = {}
+        """Items in flight by id; None on an ordered stream for one that failed at once."""
+        self.order: deque[ItemInference | tuple[int, bytes]] | None = None
+        """On an ordered stream, the items in flight in order; (id, result) stands for one that failed at once."""
+        self.ready: list[bytes] = []
+        """Results to send."""
+        self.parked: deque[bytes] = deque()
+        """Messages that came when the window was full."""
+        self.parked_bytes = 0
+        self.credits = 0
+        """Messages that may still come."""
+        self.last_items = 1
+        self.last_bytes = 0
+        self.started = False
+        """Whether the first message has come."""
+        self.half_closed = False
+        self.full = False
+        """Whether results wait for a slow reader."""
+        self.dirty = False
+        """Whether it is on the list for `flush`."""
+
+    def settle(self, request: ItemInference, result: bytes) -> None:
+        """Takes the result of an item."""
+        if self.order is None:
+            if self.flights.pop(request.ident, None) is None:
+                return  # the stream is gone
+            self.ready.append(result)
+        else:
+            request.outcome = result
+        if not self.dirty:
+            self.dirty = True
+            self.service.dirty.append(self)
+
+    def settle_at_once(self, item: int, result: bytes) -> None:
+        """Takes the result of an item that was not admitted."""
+        if self.order is None:
+            self.ready.append(result)
+        else:
+            self.flights[item] = None
+            self.order.append((item, result))
+
+
+class Streams:
+    """All open streams.
+
+    Args:
+        intake: Builds requests.
+        outbox: Where messages go.
+        window: The most items in flight on one stream.
+        max_send_bytes: The largest message that the wire sends.
+    """
+
+    def __init__(self, intake: Intake, outbox: Outbox, *, window: int, max_send_bytes: int) -> None:
+        self._intake = intake
+        self._outbox = outbox
+        self.clock: Callable[[], float] = intake.clock
+        self._window = window
+        self._streams: dict[int, _Stream] = {}
+        self.dirty: list[_Stream] = []
+        """Streams that `flush` has to look at."""
+        self.max_response = max_send_bytes - 64
+        """Bytes; the rest is for what is around a response."""
+        self.too_large = status_bytes(errors.MessageTooLarge(f"the response is larger than {max_send_bytes} bytes"))
+
+    def in_flight(self) -> int:
+        """Items whose results are still due, messages that wait to be taken up counted as one."""
+        return sum(len(stream.flights) + len(stream.parked) for stream in self._streams.values())
+
+    # --- Events -------------------------------------------------------------------------------------------------------
+
+    def opened(self, event: Event) -> None:
+        """OPEN: gives credit for the first message."""
+        _, call, _, _, deadline, peer, metadata = event
+        intake = self._intake
+        if intake.draining:
+            self._outbox.append((FAIL, call, DRAINING_FAILURE))
+            return
+        stream = _Stream(self, call, deadline, intake.tenant(peer, metadata), self._window)
+        stream.credits = 1
+        self._streams[call] = stream
+        self._outbox.append((CREDIT, call, 1))
+
+    def message(self, event: Event) -> None:
+        """MESSAGE: takes up its items, or parks it if the window is full."""
+        stream = self._streams.get(event[1])
+        if stream is None:
+            return
+        stream.credits -= 1
+        body = event[3] or b""
+        if stream.parked or len(stream.flights) >= stream.window:
+            stream.parked.append(body)
+            stream.parked_bytes += len(body)
+            if stream.parked_bytes > MAX_PARKED_BYTES:
+                self._unpark(stream, regardless=True)
+        else:
+            self._take(stream, body)
+        self._touch(stream)
+
+    def half_closed(self, event: Event) -> None:
+        """HALF_CLOSE: the stream ends when everything is answered."""
+        stream = self._streams.get(event[1])
+        if stream is not None:
+            stream.half_closed = True
+            self._touch(stream)
+
+    def cancelled(self, event: Event) -> None:
+        """CANCEL: drops the stream and all its items."""
+        stream = self._streams.pop(event[1], None)
+        if stream is not None:
+            self._drop(stream)
+
+    def full(self, call: int) -> None:
+        """The caller doesn't read its results: no credit until it does."""
+        stream = self._streams.get(call)
+        if stream is not None:
+            stream.full = True
+
+    def writable(self, event: Event) -> None:
+        """WRITABLE: the caller reads again."""
+        stream = self._streams.get(event[1])
+        if stream is not None:
+            stream.full = False
+            self._touch(stream)
+
+    def drain(self, grace: float) -> None:
+        """Tells all streams that the server takes no new items."""
+        notice = inference_pb2.DrainNotice(grace=duration_pb2.Duration(nanos=0))
+        notice.grace.FromNanoseconds(round(grace * 1e9))
+        message = inference_pb2.StreamPredictResponse(drain=notice).SerializeToString()
+        for call in self._streams:
+            self._outbox.append((SEND, call, message))
+
+    # --- Items --------------------------------------------------------------------------------------------------------
+
+    def _take(self, stream: _Stream, body: bytes) -> None:
+        """Takes up a message."""
+        try:
+            message = _parse(body)
+        except DecodeError:
+            self._fail(stream, MALFORMED)
+            return
+        first = not stream.started
+        stream.started = True
+        if message.HasField("options"):
+            if not first:
+                self._fail_invalid(stream, "options", "only in the first message")
+                return
+            self._configure(stream, message.options)
+        items = message.items
+        count = len(items)
+        if count > MAX_ITEMS:
+            self._fail_invalid(stream, "items", f"at most {MAX_ITEMS}, not {count}")
+            return
+        stream.last_items = count or 1
+        stream.last_bytes = len(body)
+        now = self.clock()
+        deadline = self._intake.deadline(stream.deadline, now)
+        draining = self._intake.draining
+        flights = stream.flights
+        for position, item in enumerate(items):
+            ident = item.id
+            if ident in flights:
+                self._fail_invalid(stream, f"items[{position}].id", f"{ident} is in flight already")
+                return
+            if draining:
+                stream.settle_at_once(ident, error_part(ident, DRAINING_STATUS))
+                continue
+            try:
+                self._admit(stream, item, ident, deadline, now)
+            except ForebayError as error:
+                stream.settle_at_once(ident, error_part(ident, status_bytes(error)))
+            except Exception as error:  # noqa: BLE001 - one item may not harm the others
+                status = status_bytes(internal(error, method="StreamPredict"))
+                stream.settle_at_once(ident, error_part(ident, status))
+
+    def _admit(self, stream: _Stream, item: Any, ident: int, deadline: float, now: float) -> None:
+        """Builds and admits one item.
+
+        Raises:
+            ForebayError: It can't be run.
+        """
+        if item.HasField("timeout"):
+            timeout = item.timeout.seconds + item.timeout.nanos * 1e-9
+            if timeout <= 0:
+                raise InvalidRequest([("timeout", "must be positive")])
+            deadline = min(deadline, now + timeout) if stream.deadline != math.inf else self._capped(now, timeout)
+        intake = self._intake
+        request = intake.build(ItemInference, stream, ident, item.request, deadline, stream.tenant, now)
+        if not request.rows:
+            stream.settle_at_once(ident, result_part(ident, request.encoder.empty(request.tail)))
+            return
+        refusal = intake.admit(request, now)
+        if refusal is not None:
+            raise refusal
+        stream.flights[ident] = request
+        if stream.order is not None:
+            request.outcome = None
+            stream.order.append(request)
+
+    def _capped(self, now: float, timeout: float) -> float:
+        """The deadline of an item with a timeout, on a stream without a deadline."""
+        return self._intake.deadline(now + timeout, now)
+
+    def _configure(self, stream: _Stream, options: inference_pb2.StreamOptions) -> None:
+        if options.order == inference_pb2.RESULT_ORDER_AS_SENT:
+            stream.order = deque()
+        if options.max_in_flight > 0:
+            stream.window = min(options.max_in_flight, stream.window)
+
+    # --- The end of a turn --------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Sends what has gathered, gives credit, and finishes streams that are done."""
+        while self.dirty:  # what is unparked here may settle items at once
+            streams, self.dirty = self.dirty, []
+            for stream in streams:
+                stream.dirty = False
+                if stream.call in self._streams:
+                    self._flush(stream)
+
+    def _flush(self, stream: _Stream) -> None:
+        if stream.order is not None:
+            _advance(stream)
+        if stream.parked and len(stream.flights) < stream.window:
+            self._unpark(stream, regardless=False)
+            if stream.call not in self._streams:
+                return
+            if stream.order is not None:
+                _advance(stream)
+        if stream.ready:
+            self._send(stream)
+        if stream.half_closed:
+            if not stream.flights and not stream.parked:
+                del self._streams[stream.call]
+                self._outbox.append((FINISH, stream.call, None))
+        elif not stream.full and not stream.parked:
+            self._give_credit(stream)
+
+    def _send(self, stream: _Stream) -> None:
+        ready = stream.ready
+        stream.ready = []
+        call = stream.call
+        if len(ready) == 1:
+            self._outbox.append((SEND, call, ready[0]))
+            return
+        start, size = 0, 0
+        for position, result in enumerate(ready):
+            if size and size + len(result) > COALESCED_BYTES:
+                self._outbox.append((SEND, call, b"".join(ready[start:position])))
+                start, size = position, 0
+            size += len(result)
+        self._outbox.append((SEND, call, b"".join(ready[start:])))
+
+    def _give_credit(self, stream: _Stream) -> None:
+        """Allows as many messages as the window has room for, going by the last one."""
+        room = stream.window - len(stream.flights)
+        if room <= 0:
+            return
+        wanted = min(-(-room // stream.last_items), MAX_CREDITS)
+        if stream.last_bytes:
+            wanted = max(1, min(wanted, MAX_UNDERWAY_BYTES // stream.last_bytes))
+        if not stream.started:
+            wanted = 1  # it may say how large its window is
+        # Single credits would be an action each; they are given when half of what may be under way is used up.
+        if stream.credits * 2 <= wanted and wanted > stream.credits:
+            self._outbox.append((CREDIT, stream.call, wanted - stream.credits))
+            stream.credits = wanted
+
+    def _unpark(self, stream: _Stream, *, regardless: bool) -> None:
+        """Takes up parked messages while the window has room; `regardless`, until few bytes are parked."""
+        while stream.parked and (
+            len(stream.flights) < stream.window or (regardless and stream.parked_bytes > MAX_PARKED_BYTES)
+        ):
+            body = stream.parked.popleft()
+            stream.parked_bytes -= len(body)
+            self._take(stream, body)
+            if stream.call not in self._streams:
+                return
+
+    def _touch(self, stream: _Stream) -> None:
+        if not stream.dirty:
+            stream.dirty = True
+            self.dirty.append(stream)
+
+    # --- Ends ---------------------------------------------------------------------------------------------------------
+
+    def _fail_invalid(self, stream: _Stream, field: str, sentence: str) -> None:
+        self._fail(stream, failure(InvalidRequest([(field, sentence)])))
+
+    def _fail(self, stream: _Stream, reason: Any) -> None:
+        """Ends the stream with an error; what was accepted is cancelled."""
+        if self._streams.pop(stream.call, None) is not None:
+            self._outbox.append((FAIL, stream.call, reason))
+            self._drop(stream)
+
+    def _drop(self, stream: _Stream) -> None:
+        now = self.clock()
+        flights = stream.flights
+        stream.flights = {}
+        stream.ready = []
+        stream.parked.clear()
+        for request in flights.values():
+            if request is not None and (stream.order is None or request.outcome is None):
+                self._intake.cancel(request, now)
+
+
+def _advance(stream: _Stream) -> None:
+    """Moves results to `ready` as far as they follow each other without a gap."""
+    order = stream.order
+    while order:
+        head = order[0]
+        if isinstance(head, tuple):
+            ident, result = head
+        elif head.outcome is not None:
+            ident, result = head.ident, head.outcome
+        else:
+            break
+        order.popleft()
+        stream.flights.pop(ident, None)
+        stream.ready.append(result)
+
+
+_parse: Any = inference_pb2.StreamPredictRequest.FromString
