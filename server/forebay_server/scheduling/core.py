@@ -397,7 +397,7 @@ class Core:
         """Bytes of requests that wait or run."""
         return self._books.held_bytes
 
-    def keys(self) -> list[ModelKey]:
+    def models(self) -> list[ModelKey]:
         """The models that are served."""
         return list(self._books.models)
 

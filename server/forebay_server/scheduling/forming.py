@@ -181,7 +181,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
     line, early = queue.line, queue.early
     row_cost = lane.row_cost
     per_row = row_cost / share.weight
-    tag = share.tag
+    tag = virtual = share.tag
     safe = now + (lane.cap_seconds if cap == lane.cap else seconds_of(lane, cap))
     full = False
     taken = 0
@@ -228,15 +228,18 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
         rows += n
         taken += n
         waiting_cost += cost
+        virtual = tag
         tag += n * per_row
         if tag > until:
             break
     if taken:
-        level = share.level
-        model.virtual[level] = max(model.virtual[level], share.tag)
         share.tag = tag
         share.charge(taken * row_cost)
         leave(queue, taken, waiting_cost)
+        if model.rows == 0:
+            virtual = share.tag  # A new busy period begins even for all.
+        level = share.level
+        model.virtual[level] = max(model.virtual[level], virtual)
     return rows, cap, full
 
 

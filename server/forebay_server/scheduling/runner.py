@@ -281,7 +281,7 @@ class Runner:
             False if a worker did not end (it is a daemon thread: the process can).
         """
         now = self._clock()
-        for key in self.core.keys():
+        for key in self.core.models():
             self.remove(key, now)
         until = now + timeout
         ended = True

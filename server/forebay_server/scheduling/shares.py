@@ -3,7 +3,7 @@
 A *flow* is a (tenant, priority, level); its weight is its tenant's times its priority's. In each model that it uses it
 has a *share* with a tag, which is a virtual time. A share that becomes busy starts at the model's virtual time V or its
 own tag, whichever is later; serving it adds cost / weight to its tag; V is the tag last served. Whoever has the
-smallest tag is served next. So nobody can save up credit while idle, nobody starves, and while two flows are both busy
+smallest tag is served next. When nothing waits any more, V moves on to the last tag there is. So nobody can save up credit while idle, nobody starves, and while two flows are both busy
 their service per weight differs by no more than about one batch.
 
 Models that share a device (`ModelPolicy.device`) share its time: a flow that is also served by other models of the
@@ -16,6 +16,8 @@ from forebay_server.scheduling.policy import TenantPolicy
 from forebay_server.scheduling.request import PRIORITY_WEIGHTS, Level
 
 FOREIGN = 3.0
+DEBT_MOST = 1.0
+"""Engine seconds received elsewhere that are remembered at most."""
 
 STRIKES = 3
 """A tenant with more than so many culprits within STRIKE_WINDOW is kept apart."""
@@ -101,8 +103,9 @@ class Share:
         if flow.shares > 1:
             foreign = flow.spent - self.own - self.paid
             if foreign > 0.0:
-                self.paid += foreign
-                self.tag += min(foreign, FOREIGN * cost) / self.weight
+                paid = min(foreign, FOREIGN * cost)
+                self.tag += paid / self.weight
+                self.paid += max(paid, foreign - DEBT_MOST)
 
     def over(self, rows: int = 0) -> tuple[int, float]:
         """How far it is over its share of the queue, with so many rows more. Jobs are over all others."""
