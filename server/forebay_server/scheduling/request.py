@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forebay_server.errors import ForebayError
-    from forebay_server.scheduling.queue import Lane
+    from forebay_server.scheduling.queue import Lane, Queue
 
 
 class Level(IntEnum):
@@ -61,15 +61,25 @@ class Request:
     neither for one that was refused (the refusal is the answer of `admit`) or cancelled. They must not raise.
     """
 
+    cost: float
+    """Engine seconds that its waiting rows stand for. Set by the core at admission, like the next two."""
+    expected: float
+    """The wait that was predicted for it, in seconds."""
+    queue: "Queue"
+    """Where it waits."""
+
     __slots__ = (
         "arrival",
+        "cost",
         "deadline",
+        "expected",
         "inputs",
         "lane",
         "level",
         "nbytes",
         "parameters",
         "priority",
+        "queue",
         "rows",
         "scheduled",
         "shapes",
@@ -113,7 +123,7 @@ class Request:
         """Values for the engine, the same for all of a lane; None if there are none."""
         self.state = State.NEW
         self.scheduled: Any = None
-        """The core's own book-keeping."""
+        """The core's own book-keeping: a `scheduling.queue.Split` if it runs in several parts."""
 
     def succeed(self, outputs: Any, start: int, batch: "Batch") -> None:
         """The request ran.
@@ -190,4 +200,4 @@ class Batch:
         self.completed = 0.0
         """When the dispatcher began to hand out its results."""
         self.scheduled: Any = None
-        """The core's own book-keeping (bisection)."""
+        """The core's own book-keeping: a `scheduling.bisection.Inquest` if it runs again after a failure."""

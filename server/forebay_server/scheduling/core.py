@@ -1,0 +1,432 @@
+"""The scheduler's core: who runs with whom, when.
+
+It is pure: every call takes `now`, answers with plain values, and neither sleeps, locks, reads a clock nor calls back.
+The runner asks, acts on the answers, and tells what came of it.
+
+Theory
+------
+Requests to the same model with equal shapes and parameters may share a batch; they wait in a *lane*. Callers compete as
+*flows*, a (tenant, priority) each. Between flows a start-time fair queue in units of predicted engine seconds decides,
+inside a flow the earliest deadline (`shares`, `queue`). *Jobs* are a level below: they get slots that online requests
+leave empty. A request is let in if there is room for it and its deadline can be met (`admission`); an idle instance
+takes the best batch there is (`forming`); a batch that fails is cut up until the culprit is alone (`bisection`).
+
+Life of a request
+-----------------
+`TRANSITIONS` is all that can happen. A request that is admitted ends in exactly one of the four final states; the first
+two are told through `Core.failures` or the completions of `finished`, the cancelled are told to nobody.
+
+A request's bytes count as held until it has ended and no batch has it any more. Its rows count as queued while they
+wait, and not from the moment that it is cancelled.
+
+Threads: all calls come from one thread.
+"""
+
+import random as random_module
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Any, NamedTuple
+
+from forebay_server.errors import DeadlineExpired, EngineUnavailable, ForebayError, ModelNotFound, VersionNotFound
+from forebay_server.scheduling import admission, bisection, forming
+from forebay_server.scheduling.bisection import Outcome, Succeeded
+from forebay_server.scheduling.events import BATCH, DONE, MOST, OK, Event
+from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.policy import Bucket, ModelKey, ModelPolicy, ServerPolicy
+from forebay_server.scheduling.queue import Lane, Split
+from forebay_server.scheduling.request import Batch, Part, Request, State
+from forebay_server.scheduling.state import Books, Model, Slot, patience, reckon
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    # `admit` refuses it, or queues it.
+    State.NEW: frozenset({State.REFUSED, State.WAITING}),
+    # A batch takes its last rows; or it is shed, its first part fails, or its model is lost; or `cancel`; or its
+    # deadline passes.
+    State.WAITING: frozenset({State.RUNNING, State.FAILED, State.CANCELLED, State.EXPIRED}),
+    # Its batches are done, or one of them failed through it, or through its engine; or `cancel` while it runs; or its
+    # deadline passes before its result is there.
+    State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+    State.EXPIRED: frozenset(),
+    State.REFUSED: frozenset(),
+}
+
+Piece = tuple[int, Any, int, int]
+"""(first row of the request, outputs of its batch, first row in them, rows)."""
+Completion = tuple[Request, int, list[Piece] | None]
+"""A request that has its result: the row of the batch's outputs at which it begins; or, if it ran in parts, them."""
+
+RUNNING = State.RUNNING
+SUCCEEDED = State.SUCCEEDED
+_FREE_RECKONING = 16
+"""A lane's cap is worked out again after each of its first batches, then after each sixteenth."""
+
+
+class ModelFigures(NamedTuple):
+    """What a model holds now."""
+
+    queued_rows: int
+    held_bytes: int
+    running_batches: int
+    lanes: int
+    instances: int
+    usable_instances: int
+    wait_margin: float
+
+
+class Core:
+    """The scheduler, without clock, threads or engines.
+
+    Args:
+        policy: Limits and shares over all models.
+        random: Uniform over [0, 1), for the jitter of retry delays.
+    """
+
+    def __init__(self, policy: ServerPolicy | None = None, *, random: Callable[[], float] | None = None) -> None:
+        self._books = Books(policy or ServerPolicy(), random or random_module.random)
+        self._numbers = 0
+
+    # --- Models ---------------------------------------------------------------------------------------------------
+
+    def add_model(
+        self, key: ModelKey, policy: ModelPolicy, costs: CostModel, now: float, *, inline: bool = False
+    ) -> range:
+        """Serves a model from now on.
+
+        Args:
+            key: Name and version; not one that is served already.
+            policy: How it is batched.
+            costs: As measured by its warm-up. The core reads and corrects it.
+            now: Monotonic seconds.
+            inline: Its batches run in the caller's thread, so they can't be found stuck.
+
+        Returns:
+            The numbers of its instances, unique over all models.
+        """
+        books = self._books
+        if key in books.models:
+            raise ValueError(f"model {key} is served already")
+        model = books.models[key] = Model(key, policy, costs, now)
+        numbers = range(self._numbers, self._numbers + policy.instances)
+        self._numbers = numbers.stop
+        model.slots = [Slot(number, model, inline=inline) for number in numbers]
+        model.usable = list(model.slots)
+        books.slots.update((slot.number, slot) for slot in model.slots)
+        return numbers
+
+    def remove_model(self, key: ModelKey, now: float) -> None:
+        """Serves a model no more: what waits fails; batches that run are still finished."""
+        books = self._books
+        model = books.models.pop(key)
+        model.removed = True
+        model.usable = []
+        bisection.fail_all(books, model, EngineUnavailable("the model is being unloaded"), now)
+        for slot in model.slots:
+            if slot.batch is None:
+                del books.slots[slot.number]
+        for place in list(model.shares):
+            books.forget(model, place)
+
+    def lane(self, key: ModelKey, bucket: Bucket, parameters: Mapping[str, Any] | None = None) -> Lane | ForebayError:
+        """The lane for requests of a shape; the same object for equal arguments while it is in use."""
+        model = self._books.models.get(key)
+        if model is None:
+            return self._no_model(key)
+        place = (bucket, _comparable(parameters) if parameters else None)
+        lane = model.lanes.get(place)
+        if lane is None:
+            if len(model.lanes) >= model.policy.max_lanes and not _drop_lane(model):
+                return admission.shed_error(self._books, next(iter(model.lanes.values())), 1)
+            lane = model.lanes[place] = Lane(model, key, bucket, parameters)
+            reckon(lane)
+        return lane
+
+    def _no_model(self, key: ModelKey) -> ForebayError:
+        name, version = key
+        if any(other == name for other, _ in self._books.models):
+            return VersionNotFound(f"model {name!r} has no version {version}")
+        return ModelNotFound(f"there is no model {name!r}")
+
+    # --- Requests -------------------------------------------------------------------------------------------------
+
+    def admit(self, request: Request, now: float) -> ForebayError | None:
+        """Queues a request.
+
+        Returns:
+            None, or why it is refused. Others that had to give way for it are in `failures`.
+        """
+        lane = request.lane
+        if lane.dropped and not lane.model.removed:
+            found = self.lane(lane.key, lane.bucket, lane.parameters)
+            if isinstance(found, ForebayError):
+                return admission.refuse(self._books, request, found)
+            request.lane = found
+        return admission.admit(self._books, request, now)
+
+    def cancel(self, request: Request, now: float) -> bool:
+        """Nobody wants the result any more. Harmless for a request that has ended.
+
+        Returns:
+            Whether it was still waiting (so at least a part of it will not run).
+        """
+        state = request.state
+        if state is State.WAITING:
+            self._books.withdraw(request, State.CANCELLED)
+        elif state is RUNNING:
+            request.state = State.CANCELLED
+        else:
+            return False
+        self._books.cancelled(request, now)
+        return state is State.WAITING
+
+    # --- Batches --------------------------------------------------------------------------------------------------
+
+    def next_batch(self, instance: int, now: float) -> Batch | None:
+        """What an instance runs now; None if it is busy, lost, or has nothing to do. Expired ones go to `failures`."""
+        slot = self._books.slots.get(instance)
+        return None if slot is None else forming.next_batch(self._books, slot, now)
+
+    def finished(self, batch: Batch, outcome: Outcome, now: float) -> list[Completion]:
+        """A batch that was given out is done. `batch.collated` and `batch.finished` are stamped if it ran.
+
+        Returns:
+            The requests that now have their result. Those that failed are in `failures`; what is to run again is given
+            out by `next_batch`.
+        """
+        books = self._books
+        slot = books.slots[batch.instance]
+        model = slot.model
+        lane = batch.lane
+        slot.batch = None
+        slot.stuck_at = inf
+        if slot.stuck:
+            slot.stuck = False
+            if not model.removed:
+                model.usable.append(slot)
+                books.health.append((model.key, len(model.usable), len(model.slots)))
+        if model.removed:
+            del books.slots[slot.number]
+        seconds = max(0.0, batch.finished - batch.collated)
+        events = books.events
+        if len(events) > MOST:
+            del events[: MOST // 2]
+        parts = batch.parts
+        events.append(
+            (BATCH, model.key, batch.rows, len(parts), batch.padded_rows, batch.reason, batch.predicted, seconds)
+        )
+        lane.batches += 1
+        if isinstance(outcome, Succeeded):
+            model.confirmed = now
+            model.costs.observe(lane.bucket, batch.padded_rows, seconds)
+            if lane.memory_cap:
+                bisection.recover(lane)
+            if lane.batches < _FREE_RECKONING or lane.batches % _FREE_RECKONING == 0:
+                reckon(lane)
+            return self._completions(batch, outcome.outputs, now)
+        bisection.failed(books, slot, batch, outcome, now)
+        if not model.usable:
+            bisection.fail_all(books, model, admission.no_instance(model), now)
+        return []
+
+    def _completions(self, batch: Batch, outputs: Any, now: float) -> list[Completion]:
+        """Ends the requests of a batch that went well."""
+        books = self._books
+        events = books.events
+        key = batch.lane.key
+        began = batch.dispatched
+        done: list[Completion] = []
+        nbytes = 0
+        row = 0
+        for part in batch.parts:
+            request = part.request
+            if request.scheduled is not None:
+                if self._part_done(batch, part, outputs, row, now):
+                    done.append((request, 0, request.scheduled.pieces))
+                books.give_back(part)
+            else:
+                nbytes += request.nbytes
+                if request.state is RUNNING:
+                    if request.deadline < now:
+                        self._late(request, now)
+                    else:
+                        request.state = SUCCEEDED
+                        done.append((request, row, None))
+                        arrival = request.arrival
+                        events.append((DONE, key, OK, began - arrival, now - arrival))
+            row += part.rows
+        books.held_bytes -= nbytes
+        batch.lane.model.held_bytes -= nbytes
+        return done
+
+    def _part_done(self, batch: Batch, part: Part, outputs: Any, row: int, now: float) -> bool:
+        """Keeps the result of a part; whether its request now has all."""
+        request = part.request
+        if request.state not in (State.WAITING, RUNNING):
+            return False
+        if request.deadline < now:
+            self._late(request, now)
+            return False
+        split: Split = request.scheduled
+        split.pieces.append((part.start, outputs, row, part.rows))
+        split.finished += part.rows
+        if split.finished < request.rows:
+            return False
+        split.pieces.sort(key=lambda piece: piece[0])
+        request.state = SUCCEEDED
+        arrival = request.arrival
+        self._books.events.append((DONE, request.lane.key, OK, batch.dispatched - arrival, now - arrival))
+        return True
+
+    def _late(self, request: Request, now: float) -> None:
+        """The result is there, but after the deadline: nobody may get it."""
+        error = DeadlineExpired("the deadline passed while the request ran")
+        self._books.fail(request, error, State.EXPIRED, now)
+
+    def lost(self, instance: int, now: float) -> None:
+        """An instance that runs nothing will never run anything again."""
+        slot = self._books.slots.get(instance)
+        if slot is not None and not slot.dead:
+            bisection.died(self._books, slot, None, now)
+
+    # --- Time -----------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Does what only the passing of time brings: requests expire, batches turn out to be stuck."""
+        books = self._books
+        while books.alarms and books.alarms[0][0] <= now:
+            books.ring(now)
+        for slot in books.slots.values():
+            if slot.stuck_at <= now:
+                self._stuck(slot, now)
+
+    def _stuck(self, slot: Slot, now: float) -> None:
+        books, model = self._books, slot.model
+        slot.stuck = True
+        slot.stuck_at = inf
+        if slot in model.usable:
+            model.usable.remove(slot)
+            books.health.append((model.key, len(model.usable), len(model.slots)))
+        error = EngineUnavailable("the model's engine does not answer")
+        for part in slot.batch.parts if slot.batch is not None else ():
+            if part.request.state in (State.WAITING, RUNNING):
+                books.fail(part.request, error, State.FAILED, now)
+        if not model.usable:
+            bisection.fail_all(books, model, error, now)
+
+    def next_wakeup(self) -> float:
+        """When to call `tick` and `next_batch` again even if nothing else happens; infinity: never."""
+        books = self._books
+        at = books.alarms[0][0] if books.alarms else inf
+        for slot in books.slots.values():
+            if slot.batch is not None:
+                at = min(at, slot.stuck_at)
+            elif slot.model.start_at < at and slot in slot.model.usable:
+                at = slot.model.start_at
+        return at
+
+    def drain(self, now: float) -> None:  # noqa: ARG002  every call that changes anything takes the time
+        """Refuses what comes from now on, and lets nothing wait for company any more."""
+        self._books.draining = True
+
+    # --- What is going on -----------------------------------------------------------------------------------------
+
+    @property
+    def external_bytes(self) -> int:
+        """Bytes that the front end holds; they count against the server's budget."""
+        return self._books.external_bytes
+
+    @external_bytes.setter
+    def external_bytes(self, nbytes: int) -> None:
+        self._books.external_bytes = nbytes
+
+    @property
+    def events(self) -> list[Event]:
+        """What telemetry takes over, by setting a new list."""
+        return self._books.events
+
+    @events.setter
+    def events(self, events: list[Event]) -> None:
+        self._books.events = events
+
+    @property
+    def failures(self) -> list[tuple[Request, ForebayError]]:
+        """Requests that have ended without a result; whoever tells them sets a new list."""
+        return self._books.failures
+
+    @failures.setter
+    def failures(self, failures: list[tuple[Request, ForebayError]]) -> None:
+        self._books.failures = failures
+
+    @property
+    def health(self) -> list[tuple[ModelKey, int, int]]:
+        """(model, usable instances, all instances) after each change; whoever tells it sets a new list."""
+        return self._books.health
+
+    @health.setter
+    def health(self, health: list[tuple[ModelKey, int, int]]) -> None:
+        self._books.health = health
+
+    def has_work(self, instance: int) -> bool:
+        """Whether `next_batch` would have something for an instance (or for nobody: all of it may have expired)."""
+        slot = self._books.slots.get(instance)
+        if slot is None or slot.batch is not None or slot.stuck or slot.dead:
+            return False
+        model = slot.model
+        return bool(model.reruns) or (model.rows > 0 and model.start_at == inf)
+
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        books = self._books
+        if any(model.rows or model.reruns for model in books.models.values()):
+            return False
+        return all(slot.batch is None or slot.stuck for slot in books.slots.values())
+
+    def patience(self, instance: int) -> float:
+        """Seconds that the longest batch of an instance may take, over all its lanes."""
+        slot = self._books.slots.get(instance)
+        if slot is None:
+            return 0.0
+        model = slot.model
+        limits = [patience(model, lane, model.policy.padded(lane.cap)) for lane in model.lanes.values()]
+        return max(limits, default=model.policy.max_execution)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of requests that wait or run."""
+        return self._books.held_bytes
+
+    def models(self) -> list[ModelKey]:
+        """The models that are served."""
+        return list(self._books.models)
+
+    def figures(self, key: ModelKey) -> ModelFigures:
+        """What a model holds now. Raises KeyError if it is not served."""
+        model = self._books.models[key]
+        return ModelFigures(
+            queued_rows=model.rows,
+            held_bytes=model.held_bytes,
+            running_batches=sum(slot.batch is not None for slot in model.slots),
+            lanes=len(model.lanes),
+            instances=len(model.slots),
+            usable_instances=len(model.usable),
+            wait_margin=model.margin,
+        )
+
+
+def _comparable(parameters: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """A key under which only equal parameters of equal types meet (1, 1.0 and True are equal in Python)."""
+    return tuple(sorted((name, type(value).__name__, repr(value)) for name, value in parameters.items()))
+
+
+def _drop_lane(model: Model) -> bool:
+    """Forgets the oldest lane in which nothing waits; False if there is none."""
+    for place, lane in model.lanes.items():
+        if lane.tiers[0].rows == 0 and lane.tiers[1].rows == 0:
+            lane.dropped = True
+            for busy in model.busy:
+                busy.pop(lane, None)
+            del model.lanes[place]
+            return True
+    return False

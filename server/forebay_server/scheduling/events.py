@@ -1,0 +1,26 @@
+"""The tuples that the core leaves for telemetry in `Core.events`. The first item is the kind.
+
+Telemetry takes them with `events, core.events = core.events, []`. The core never waits for it: a list that nobody takes
+is cut at `MOST` and the loss counted.
+"""
+
+from typing import Any, Final
+
+Event = tuple[Any, ...]
+
+BATCH: Final = "batch"
+"""`(BATCH, key, rows, requests, padded_rows, reason, predicted, seconds)`: a batch has run, well or not. `reason` is a
+`Reason`, `predicted` may be None, `seconds` is the time in the engine."""
+
+DONE: Final = "done"
+"""`(DONE, key, outcome, queue_seconds, total_seconds)`: a request that was accepted has ended. `outcome` is `OK`,
+`CANCELLED`, or the reason of its error."""
+
+REFUSED: Final = "refused"
+"""`(REFUSED, key, reason)`: a request was not accepted."""
+
+OK: Final = "OK"
+CANCELLED: Final = "CANCELLED"
+
+MOST: Final = 200_000
+"""Events that are kept for a telemetry that does not come."""

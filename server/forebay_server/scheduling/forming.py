@@ -1,0 +1,284 @@
+"""Which requests an idle instance runs next.
+
+1. What must run again after a failure goes first (`bisection`).
+2. Of the lanes with online requests, the one whose first flow has the smallest tag; among equals, the one with the
+   earliest deadline. Only if no online request waits at all, the same among the lanes with jobs.
+3. The batch is filled from that lane in the order of the fair share, up to the cap: the smallest of the model's limit,
+   the cost model's best size, what memory allows, and the largest size whose predicted time still meets the tightest
+   deadline in the batch. A request with more rows than the cap is cut; others never are.
+4. A request that could not meet its deadline even alone is expired, not run.
+5. Slots between the batch and the size that it is padded to are free: jobs get them.
+6. With a delay, a lane that is not full yet is left until its oldest request has waited that long, and not if that
+   would cost a deadline.
+
+A tenant that is kept apart (`shares.Tenant.strike`) has batches of its own.
+"""
+
+from heapq import heappop, heappush
+from math import inf
+
+from forebay_server.scheduling.bisection import rerun
+from forebay_server.scheduling.queue import Lane, Queue, Split, Tier
+from forebay_server.scheduling.request import Batch, Level, Part, Reason, Request, State
+from forebay_server.scheduling.state import DOUBT, TRUST, Books, Model, Slot, leave, seconds_of, start
+
+WAITING = State.WAITING
+RUNNING = State.RUNNING
+MARGIN_STEP = 0.05
+MARGIN_MOST = 4.0
+MARGIN_GRAIN = 0.001
+"""Seconds added to both waits before they are compared: what is shorter than a turn of the dispatcher says nothing."""
+RATIO_MOST = 8.0
+DELAY_SLACK = 0.001
+"""Seconds that a delayed batch starts before it would cost a deadline."""
+
+
+def next_batch(books: Books, slot: Slot, now: float) -> Batch | None:
+    """The batch that an idle, usable instance runs now; None if there is none."""
+    model = slot.model
+    if slot.batch is not None or slot.stuck or slot.dead:
+        return None
+    while model.reruns:
+        again = rerun(books, slot, now)
+        if again is not None:
+            return again
+    model.start_at = inf
+    for level in (Level.ONLINE, Level.JOB):
+        while model.busy[level]:
+            chosen = _choose(books, model, level, now)
+            if chosen is None:
+                break
+            lane, reason = chosen
+            batch = _form(books, slot, lane, level, reason, now)
+            if batch is not None:
+                return batch
+        if model.busy[level]:
+            return None  # Online requests are being delayed: no job goes before them.
+    return None
+
+
+def _choose(books: Books, model: Model, level: Level, now: float) -> tuple[Lane, Reason] | None:
+    """The lane to serve, and why now; None if all that have something are being delayed."""
+    best: Lane | None = None
+    best_reason = Reason.IDLE
+    best_standing = (inf, inf)
+    empty: list[Lane] = []
+    busy = model.busy[level]
+    for lane in busy:
+        tier = lane.tiers[level]
+        queue = tier.first()
+        head = None if queue is None else queue.head()
+        if queue is None or head is None:
+            empty.append(lane)
+            continue
+        reason = Reason.IDLE
+        if model.policy.max_delay > 0.0 or books.draining:
+            ready = _ready(books, model, lane, tier, now)
+            if ready is None:
+                continue
+            reason = ready
+        standing = (queue.share.tag, head.deadline)
+        if best is None or standing < best_standing:
+            best, best_reason, best_standing = lane, reason, standing
+    for lane in empty:
+        del busy[lane]
+    return None if best is None else (best, best_reason)
+
+
+def _ready(books: Books, model: Model, lane: Lane, tier: Tier, now: float) -> Reason | None:
+    """Why a lane of a model with a delay starts now; None if it waits on."""
+    if tier.rows >= lane.cap:
+        return Reason.FULL
+    if books.draining:
+        return Reason.DRAIN
+    delayed = tier.since + model.policy.max_delay
+    urgent = tier.tightest - lane.cap_seconds * model.margin - DELAY_SLACK
+    if now >= delayed:
+        return Reason.DELAY
+    if now >= urgent:
+        return Reason.DEADLINE
+    model.start_at = min(model.start_at, delayed, urgent)
+    return None
+
+
+def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, now: float) -> Batch | None:
+    """Fills a batch from a lane; None if all that would have gone into it had expired."""
+    model = slot.model
+    policy = model.policy
+    tier = lane.tiers[level]
+    parts: list[Part] = []
+    rows, full = _fill(books, tier, parts, 0, lane.cap, now)
+    if not rows:
+        return None
+    padded = policy.padded(rows)
+    if padded > rows and level is Level.ONLINE and lane.tiers[Level.JOB].rows and not _apart(parts, now):
+        rows, _ = _fill(books, lane.tiers[Level.JOB], parts, rows, padded, now)
+    first = parts[0].request
+    ratio = (now - first.arrival + MARGIN_GRAIN) / (first.expected + MARGIN_GRAIN)
+    margin = model.margin + MARGIN_STEP * (min(ratio, RATIO_MOST) - model.margin)
+    model.margin = min(max(margin, 1.0), MARGIN_MOST)
+    if policy.max_delay > 0.0 and tier.rows:
+        _look_again(tier)
+    predicted = lane.cap_seconds if padded == lane.cap else model.costs.predict(lane.bucket, padded)
+    if full:
+        reason = Reason.FULL
+    return start(slot, Batch(slot.number, lane, parts, rows, padded, reason, predicted or None, now))
+
+
+def _apart(parts: list[Part], now: float) -> bool:
+    """Whether a batch belongs to a tenant that is kept apart."""
+    return parts[0].request.queue.share.tenant.apart_until > now
+
+
+def _look_again(tier: Tier) -> None:
+    """Finds the oldest and the tightest of what a batch has left, near enough: among the heads of all flows."""
+    heads = [head for _, _, queue in tier.heap if (head := queue.head()) is not None]
+    tier.since = min((head.arrival for head in heads), default=inf)
+    tier.tightest = min((head.deadline for head in heads), default=inf)
+
+
+def _fill(books: Books, tier: Tier, parts: list[Part], rows: int, cap: int, now: float) -> tuple[int, bool]:
+    """Takes requests from a tier into `parts` until there are `cap` rows.
+
+    Returns:
+        The rows of the batch, and whether it is as full as it may be.
+    """
+    aside: list[tuple[float, int, Queue]] = []
+    heap = tier.heap
+    full = False
+    while rows < cap and not full:
+        queue = tier.first()
+        if queue is None:
+            break
+        apart = queue.share.tenant.apart_until > now
+        if apart and parts:
+            aside.append(heappop(heap))  # Its turn comes with a batch of its own.
+            continue
+        if len(heap) == 1 or apart:
+            until = inf
+        else:
+            until = heap[1][0] if len(heap) == 2 or heap[1][0] <= heap[2][0] else heap[2][0]
+        rows, cap, full = _serve(books, queue, parts, rows, cap, until, now)
+        if apart and rows:
+            full = full or rows >= cap
+            break
+    for entry in aside:
+        heappush(heap, entry)
+    return rows, full or rows >= cap
+
+
+def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per step would be felt
+    books: Books, queue: Queue, parts: list[Part], rows: int, cap: int, until: float, now: float
+) -> tuple[int, int, bool]:
+    """Takes requests from one queue until its flow's tag is over `until`.
+
+    Returns:
+        The rows of the batch, its cap (lower if a deadline wants that), and whether nothing more may go in.
+    """
+    lane = queue.lane
+    model = lane.model
+    share = queue.share
+    line, early = queue.line, queue.early
+    row_cost = lane.row_cost
+    per_row = row_cost / share.weight
+    tag = virtual = share.tag
+    safe = now + (lane.cap_seconds if cap == lane.cap else seconds_of(lane, cap))
+    full = False
+    taken = 0
+    waiting_cost = 0.0
+    while rows < cap:
+        if early:
+            head = queue.head()
+            if head is None:
+                break
+            request = head
+        elif line:
+            request = line[0]
+            if request.state is not WAITING:
+                line.popleft()
+                queue.marks -= 1
+                continue
+        else:
+            break
+        n = request.rows
+        if request.deadline < safe:
+            fits = _fits(lane, request, min(cap, lane.cap), now)
+            if fits == 0:
+                books.expire(request, now)
+                continue
+            if fits < rows + min(n, lane.cap) and rows:
+                full = True
+                break
+            if fits < cap:
+                cap = fits
+                safe = now + seconds_of(lane, cap)
+        if n > lane.cap or request.scheduled is not None:
+            n, cost = _cut(queue, request, parts, cap - rows)
+        elif rows + n > cap:
+            full = True
+            break
+        else:
+            if early:
+                queue.pop(request)
+            else:
+                line.popleft()
+            request.state = RUNNING
+            parts.append(Part(request, 0, n))
+            cost = request.cost
+        rows += n
+        taken += n
+        waiting_cost += cost
+        virtual = tag
+        tag += n * per_row
+        if tag > until:
+            break
+    if taken:
+        share.tag = tag
+        share.charge(taken * row_cost)
+        leave(queue, taken, waiting_cost)
+        if model.rows == 0:
+            virtual = share.tag  # A new busy period begins even for all.
+        level = share.level
+        model.virtual[level] = max(model.virtual[level], virtual)
+    return rows, cap, full
+
+
+def _fits(lane: Lane, request: Request, cap: int, now: float) -> int:
+    """The largest batch of at most `cap` rows that meets a deadline; 0 if the request would miss it even alone."""
+    left = request.deadline - now
+    if left <= 0.0:
+        return 0
+    least = min(request.rows, cap)
+    trusted = now - lane.model.confirmed <= TRUST
+    if seconds_of(lane, least) * (1.0 if trusted else DOUBT) > left:
+        return 0
+    most = cap
+    while least < most:  # The costs are monotone.
+        middle = (least + most + 1) // 2
+        if seconds_of(lane, middle) <= left:
+            least = middle
+        else:
+            most = middle - 1
+    return least
+
+
+def _cut(queue: Queue, request: Request, parts: list[Part], room: int) -> tuple[int, float]:
+    """Takes as many rows of a request as there is room for; the others stay at the head of the queue.
+
+    Returns:
+        The rows, and their part of the request's cost.
+    """
+    split: Split | None = request.scheduled
+    if split is None:
+        split = request.scheduled = Split()
+    left = request.rows - split.taken
+    rows = min(left, room)
+    parts.append(Part(request, split.taken, rows))
+    split.taken += rows
+    split.outstanding += 1
+    cost = request.cost * rows / left
+    request.cost -= cost
+    if rows == left:
+        queue.pop(request)
+        request.state = RUNNING
+    return rows, cost

@@ -1,0 +1,334 @@
+"""Which requests go together, when, and why."""
+
+import pytest
+
+from forebay_server.errors import DeadlineExpired
+from forebay_server.scheduling.bisection import Succeeded
+from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
+from forebay_server.scheduling.request import Level, Priority, Reason, State
+
+OTHER_BUCKET = ((8,),)
+
+
+def requests_of(batch):
+    return [part.request for part in batch.parts]
+
+
+def test_an_idle_instance_takes_what_there_is(world):
+    """Without a delay nothing waits for company; a busy instance gets nothing more."""
+    w = world()
+    request = w.admit()
+    batch = w.take(0.25)
+    assert requests_of(batch) == [request]
+    assert (batch.rows, batch.padded_rows, batch.reason, batch.dispatched) == (1, 1, Reason.IDLE, 0.25)
+    assert batch.predicted == pytest.approx(0.011)
+    assert request.state is State.RUNNING
+    w.admit()
+    assert w.take(0.25) is None
+
+
+def test_a_batch_is_full_at_the_cap(world):
+    """The rest waits; a request that does not fit is not cut."""
+    w = world()
+    first = [w.admit(rows=3) for _ in range(2)]
+    third = w.admit(rows=3)
+    batch = w.take()
+    assert requests_of(batch) == first
+    assert (batch.rows, batch.reason) == (6, Reason.FULL)
+    w.finish(batch, 0.016)
+    assert requests_of(w.take(0.016)) == [third]
+
+
+def test_the_earliest_deadline_goes_first_inside_a_flow(world):
+    """However requests arrive, they leave by deadline, and by arrival among equals."""
+    w = world(max_batch_size=1, best_batch_size=1)
+    for deadline in (50.0, 30.0, 40.0, 60.0, 30.0, 10.0, 60.0):
+        w.admit(deadline=deadline)
+    assert [ran[0].deadline for ran in w.run()] == [10.0, 30.0, 30.0, 40.0, 50.0, 60.0, 60.0]
+
+
+def test_flows_take_turns_by_weight(world):
+    """A tenant of weight 3 gets three rows for each of a tenant of weight 1, however many wait."""
+    w = world(server=ServerPolicy(tenants={"big": TenantPolicy(weight=3.0)}))
+    for _ in range(100):
+        w.admit(tenant="small")
+    for _ in range(30):
+        w.admit(tenant="big")
+    served = tenants_served(w, 5)
+    assert (served.count("big"), served.count("small")) == (30, 10)
+
+
+def tenants_served(w, batches):
+    """Runs so many batches; the tenants of what was in them."""
+    served = []
+    for _ in range(batches):
+        batch = w.take()
+        served += [request.tenant for request in requests_of(batch)]
+        w.finish(batch, 0.0)
+    return served
+
+
+@pytest.mark.parametrize(
+    ("priorities", "shares"),
+    [((Priority.HIGH, Priority.NORMAL), (32, 8)), ((Priority.NORMAL, Priority.LOW), (26, 13))],
+)
+def test_priorities_are_weights(world, priorities, shares):
+    """8 to 2 to 1: nobody starves."""
+    w = world()
+    for priority in priorities:
+        for _ in range(100):
+            w.admit(priority=priority)
+    served = []
+    for _ in range(5):
+        batch = w.take()
+        served += [request.priority for request in requests_of(batch)]
+        w.finish(batch, 0.0)
+    assert tuple(served.count(priority) for priority in priorities) == pytest.approx(shares, abs=1)
+
+
+def test_a_flow_saves_up_nothing_while_it_is_idle(world):
+    """A latecomer shares from now on; it does not get what it missed."""
+    w = world()
+    for _ in range(100):
+        w.admit(tenant="early")
+    for _ in range(5):
+        w.finish(w.take(), 0.0)
+    for _ in range(50):
+        w.admit(tenant="late")
+    served = tenants_served(w, 4)
+    assert served.count("late") == pytest.approx(16, abs=1)
+
+
+def test_a_batch_is_of_one_lane(world):
+    """Shapes don't mix, and the lane with the earliest deadline of a flow goes first."""
+    w = world()
+    a = [w.admit(deadline=20.0), w.admit(deadline=40.0)]
+    b = [w.admit(deadline=10.0, bucket=OTHER_BUCKET), w.admit(deadline=30.0, bucket=OTHER_BUCKET)]
+    assert w.run() == [b, a]
+
+
+def test_a_tenant_that_is_busy_elsewhere_on_the_device_is_charged_here(world):
+    """Two models of one device: who floods both gets a fifth of the second, against one that only uses that."""
+    w = world()
+    costs = CostModel([(((4,),), rows, 0.010 + 0.001 * rows) for rows in (1, 8)])
+    policy = ModelPolicy(max_batch_size=8, best_batch_size=8)
+    (other,) = w.core.add_model(("other", 1), policy, costs, 0.0)
+    lane = w.core.lane(("other", 1), ((4,),))
+    for _ in range(800):
+        w.admit(tenant="both")
+        w.admit(tenant="both", lane=lane)
+        w.admit(tenant="one", lane=lane)
+    served = []
+    for _ in range(100):
+        w.finish(w.take(), 0.0)
+        batch = w.take(instance=other)
+        served += [request.tenant for request in requests_of(batch)]
+        w.finish(batch, 0.0)
+    assert 0.15 < served.count("both") / len(served) < 0.3
+
+
+def test_the_cap_meets_the_tightest_deadline(world):
+    """15 ms are enough for a batch of 5 rows, not of 8."""
+    w = world()
+    for deadline in (0.0151, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0):
+        w.admit(deadline=deadline)
+    batch = w.take()
+    assert (batch.rows, batch.reason) == (5, Reason.FULL)
+
+
+def test_what_can_not_meet_its_deadline_even_alone_is_not_run(world):
+    """It expires at once, and does not make the batch small."""
+    w = world()
+    late = w.admit(deadline=0.0150)
+    others = [w.admit(deadline=1.0) for _ in range(4)]
+    batch = w.take(0.0041)
+    assert requests_of(batch) == others
+    assert w.settle() == [late]
+    assert isinstance(late.error, DeadlineExpired)
+    assert late.state is State.EXPIRED
+
+
+def test_cancelled_ones_do_not_run(world):
+    """Cancelling corrects the counts at once; the others are not disturbed."""
+    w = world()
+    requests = [w.admit(deadline=10.0 + index) for index in range(6)]
+    for request in requests[::2]:
+        assert w.core.cancel(request, 0.0) is True
+        assert w.core.cancel(request, 0.0) is False
+    assert (w.figures().queued_rows, w.figures().held_bytes) == (3, 30)
+    assert requests_of(w.take()) == requests[1::2]
+
+
+def test_a_cancelled_request_that_runs_is_told_nothing(world):
+    """Its bytes are held until the batch is back."""
+    w = world()
+    gone, stays = w.admit(), w.admit()
+    batch = w.take()
+    assert w.core.cancel(gone, 0.0) is False
+    assert w.core.held_bytes == 20
+    assert w.finish(batch, 0.012) == [stays]
+    assert (gone.state, w.core.held_bytes) == (State.CANCELLED, 0)
+
+
+def test_a_result_after_the_deadline_is_not_handed_out(world):
+    """The request has expired while it ran."""
+    w = world()
+    late, stays = w.admit(deadline=0.020), w.admit(deadline=1.0)
+    batch = w.take()
+    assert w.finish(batch, 0.021) == [stays]
+    assert late.state is State.EXPIRED
+    assert isinstance(late.error, DeadlineExpired)
+
+
+def test_waiting_requests_expire_on_time_while_the_engine_is_busy(world):
+    """`next_wakeup` names the first deadline, `tick` fails exactly those that are due."""
+    w = world()
+    w.admit(rows=8)
+    batch = w.take()
+    first, second = w.admit(deadline=0.5), w.admit(deadline=0.6, tenant="b")
+    early = w.admit(deadline=0.4)
+    assert w.core.next_wakeup() == 0.4
+    w.core.tick(0.4)
+    assert w.settle() == [early]
+    assert w.core.next_wakeup() == 0.5
+    w.core.tick(0.55)
+    assert w.settle() == [first]
+    w.core.tick(0.6)
+    assert w.settle() == [second]
+    assert w.figures().queued_rows == 0
+    w.finish(batch, 0.7)
+    assert w.core.held_bytes == 0
+
+
+def test_oversized_requests_are_cut_and_put_together(world):
+    """20 rows run as 8, 8 and 4 with company, and come back in order."""
+    w = world()
+    big = w.admit(rows=20, deadline=50.0)
+    small = [w.admit(deadline=60.0) for _ in range(5)]
+    sizes = []
+    for _ in range(4):
+        batch = w.take()
+        sizes.append([(part.start, part.rows) for part in batch.parts])
+        w.finish(batch, 0.0)
+    assert sizes == [[(0, 8)], [(8, 8)], [(16, 4), (0, 1), (0, 1), (0, 1), (0, 1)], [(0, 1)]]
+    assert big.outputs == [(0, 8), (8, 8), (16, 4)]
+    assert small[0].outputs == 4
+    assert w.core.held_bytes == 0
+    assert w.core.idle()
+
+
+def test_parts_on_two_instances_may_come_back_in_any_order(world):
+    """The pieces are joined by their place in the request."""
+    w = world(instances=2)
+    big = w.admit(rows=16)
+    first, second = w.take(), w.take(instance=w.instances[1])
+    w.finish(second, 0.018)
+    assert big.outputs is None
+    w.finish(first, 0.018)
+    assert big.outputs == [(0, 8), (8, 8)]
+
+
+def test_cancelling_a_request_in_parts_drops_what_still_waits(world):
+    """Its waiting rows leave the counts at once, its bytes when the running part is back."""
+    w = world()
+    big = w.admit(rows=20)
+    batch = w.take()
+    assert w.core.cancel(big, 0.0) is True
+    assert (w.figures().queued_rows, w.core.held_bytes) == (0, 10)
+    assert w.finish(batch, 0.018) == []
+    assert w.core.held_bytes == 0
+    assert w.take(0.018) is None
+
+
+def test_batches_are_padded_to_the_next_size(world):
+    """5 rows run as 8; no batch is larger than the largest size."""
+    w = world(batch_sizes=(1, 2, 4, 8, 16), max_batch_size=32, best_batch_size=0)
+    for _ in range(5):
+        w.admit()
+    batch = w.take()
+    assert (batch.rows, batch.padded_rows) == (5, 8)
+    w.finish(batch, 0.018)
+    for _ in range(40):
+        w.admit()
+    assert w.take().rows == 16
+
+
+def test_jobs_fill_padding_and_idle_engines_only(world, forever):
+    """An online batch takes jobs into its padding and not beyond; alone, jobs make batches of their own."""
+    w = world(batch_sizes=(1, 4, 8))
+    jobs = [w.admit(level=Level.JOB, deadline=forever) for _ in range(5)]
+    online = [w.admit() for _ in range(2)]
+    batch = w.take()
+    assert requests_of(batch) == online + jobs[:2]
+    assert (batch.rows, batch.padded_rows) == (4, 4)
+    w.finish(batch, 0.014)
+    batch = w.take(0.014)
+    assert requests_of(batch) == jobs[2:]
+    assert batch.padded_rows == 4
+
+
+def test_without_padding_no_job_rides_along(world, forever):
+    """A job would make the online batch slower; it waits until no online request does, in any lane."""
+    w = world()
+    job = w.admit(level=Level.JOB, deadline=forever)
+    online = w.admit(bucket=OTHER_BUCKET)
+    assert w.run() == [[online], [job]]
+
+
+def test_a_delay_waits_for_company_until_the_oldest_has_waited_that_long(world):
+    """DELAY, at the exact instant; the wake-up says when."""
+    w = world(max_delay=0.005)
+    w.admit(now=1.0)
+    w.admit(now=1.003)
+    assert w.take(1.0049) is None
+    assert w.core.next_wakeup() == 1.005
+    batch = w.take(1.005)
+    assert (batch.rows, batch.reason) == (2, Reason.DELAY)
+
+
+def test_a_full_batch_does_not_wait(world):
+    """FULL, at once."""
+    w = world(max_delay=0.005)
+    for _ in range(8):
+        w.admit()
+    assert w.take(0.0).reason is Reason.FULL
+
+
+def test_a_delay_never_costs_a_deadline(world):
+    """DEADLINE: a full batch takes 18 ms, with one of slack it has to start 19 ms before."""
+    w = world(max_delay=0.500)
+    w.admit(deadline=0.119)
+    assert w.take(0.099) is None
+    assert w.core.next_wakeup() == pytest.approx(0.100)
+    assert w.take(0.1001).reason is Reason.DEADLINE
+
+
+def test_draining_ends_delays(world):
+    """DRAIN: nobody else will come."""
+    w = world(max_delay=10.0)
+    w.admit()
+    assert w.take() is None
+    w.core.drain(0.0)
+    assert w.take().reason is Reason.DRAIN
+
+
+def test_no_job_goes_before_a_delayed_online_request(world, forever):
+    """The instance is kept free for it."""
+    w = world(max_delay=0.005)
+    w.admit(level=Level.JOB, deadline=forever)
+    w.admit()
+    assert w.take(0.0) is None
+    assert [request.level for request in requests_of(w.take(0.005))] == [Level.ONLINE]
+
+
+def test_thousand_flows_come_and_go(world):
+    """Flows that are idle are forgotten in time, and shares still hold after that."""
+    w = world(max_queued_rows=10)
+    for index in range(3000):
+        w.admit(tenant=f"t{index}")
+        w.finish(w.take(), 0.0, Succeeded(None))
+    model = w.core._books.models["m", 1]
+    assert len(model.shares) < 700
+    assert len(w.core._books.tenants) < 700
+    assert len(w.lane().tiers[0].queues) < 700

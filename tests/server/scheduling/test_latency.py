@@ -1,0 +1,95 @@
+"""The cost model: exact values."""
+
+import pytest
+
+from forebay_server.scheduling.latency import CostModel, Point
+
+BUCKET = ((4,),)
+
+
+def test_rungs_are_medians_with_lines_between_them():
+    """Each rung is the median of its timings; between, below and beyond, the costs follow straight lines."""
+    costs = CostModel([
+        (BUCKET, 1, 3.0), (BUCKET, 4, 5.0), (BUCKET, 1, 1.0), (BUCKET, 8, 13.0), (BUCKET, 1, 2.0),
+    ])  # fmt: skip
+    assert [costs.predict(BUCKET, rows) for rows in (1, 2, 4, 6, 8, 10)] == [2.0, 3.0, 5.0, 9.0, 13.0, 17.0]
+    assert CostModel([(BUCKET, 4, 5.0)]).predict(BUCKET, 2) == 5.0
+    assert CostModel([(BUCKET, 4, 5.0)]).predict(BUCKET, 8) == 10.0
+
+
+def test_larger_batches_never_cost_less():
+    """Rungs out of order are pooled."""
+    costs = CostModel([(BUCKET, 1, 1.0), (BUCKET, 2, 4.0), (BUCKET, 4, 2.0), (BUCKET, 8, 8.0)])
+    assert [costs.predict(BUCKET, rows) for rows in (1, 2, 4, 8)] == [1.0, 3.0, 3.0, 8.0]
+
+
+def test_a_batch_corrects_its_rung_by_a_twentieth():
+    """new = old + 0.05 x (seen - old), and the neighbours by their nearness."""
+    costs = CostModel([(BUCKET, 1, 1.0), (BUCKET, 4, 4.0)])
+    costs.observe(BUCKET, 4, 6.0)
+    assert costs.predict(BUCKET, 4) == pytest.approx(4.1)
+    costs = CostModel([(BUCKET, 2, 2.0), (BUCKET, 6, 6.0)])
+    costs.observe(BUCKET, 3, 6.0)
+    assert costs.predict(BUCKET, 2) == pytest.approx(2.0 + 0.05 * 0.75 * 2.0)
+    assert costs.predict(BUCKET, 6) == pytest.approx(6.0 + 0.05 * 0.25 * 6.0)
+
+
+def test_hiccups_are_counted_not_learned_unless_they_go_on():
+    """Over five times the prediction is ignored, until the eighth in a row."""
+    costs = CostModel([(BUCKET, 1, 1.0)])
+    for _ in range(7):
+        costs.observe(BUCKET, 1, 5.1)
+    assert (costs.predict(BUCKET, 1), costs.outliers) == (1.0, 7)
+    costs.observe(BUCKET, 1, 1.0)
+    for _ in range(8):
+        costs.observe(BUCKET, 1, 6.0)
+    assert (costs.predict(BUCKET, 1), costs.outliers) == (6.0, 15)
+
+
+def test_unknown_buckets_are_learned():
+    """Nothing is predicted before the first batch; then new sizes become rungs."""
+    costs = CostModel()
+    assert costs.predict(BUCKET, 1) is None
+    costs.observe(BUCKET, 4, 4.0)
+    assert costs.predict(BUCKET, 1) == 4.0
+    costs.observe(BUCKET, 8, 6.0)
+    costs.observe(BUCKET, 1, 1.0)
+    assert costs.points() == [Point(BUCKET, 1, 1.0, 1), Point(BUCKET, 4, 4.0, 1), Point(BUCKET, 8, 6.0, 1)]
+
+
+def test_points_make_the_same_model_again():
+    """What is saved can be loaded."""
+    costs = CostModel([(BUCKET, 1, 1.0), (BUCKET, 4, 4.0), (((8,),), 1, 2.0)])
+    costs.observe(BUCKET, 4, 5.0)
+    again = CostModel(point[:3] for point in costs.points())
+    assert [point[:3] for point in again.points()] == [point[:3] for point in costs.points()]
+
+
+def test_the_best_size_is_the_smallest_near_the_highest_rate():
+    """Rates 100, 167, 250, 258 rows/s: 4 is within 5 % of the best, 2 is not; the limit cuts."""
+    costs = CostModel([(BUCKET, 1, 0.010), (BUCKET, 2, 0.012), (BUCKET, 4, 0.016), (BUCKET, 8, 0.031)])
+    assert costs.best_size(BUCKET, 8) == 4
+    assert costs.best_size(BUCKET, 3) == 3
+    assert costs.best_size(BUCKET, 1) == 1
+    assert costs.best_size(((9,),), 16) == 16
+
+
+def test_patience_is_30_s_then_ten_times_the_slowest():
+    """Until 100 samples 30 s; then at least 5 s, and ten times the tail."""
+    costs = CostModel([(BUCKET, 1, 0.4)])
+    for _ in range(99):
+        costs.observe(BUCKET, 1, 0.4)
+    assert costs.patience(BUCKET, 1) == 30.0
+    costs.observe(BUCKET, 1, 0.4)
+    assert costs.patience(BUCKET, 1) == 5.0
+    costs.observe(BUCKET, 1, 1.6)
+    assert costs.patience(BUCKET, 1) == pytest.approx(10 * 4.0 * costs.predict(BUCKET, 1))
+
+
+def test_the_number_of_buckets_is_bounded():
+    """The oldest make room."""
+    costs = CostModel()
+    for length in range(1100):
+        costs.observe(((length,),), 1, 1.0)
+    assert len(costs.points()) == 1024
+    assert costs.predict(((0,),), 1) is None
