@@ -1,1 +1,94 @@
-"""A client for Forebay: numpy in, numpy out."""
+"""A client for Forebay: numpy in, numpy out.
+
+    with Client("localhost:8500") as client:
+        prediction = client.predict("digits", images)
+        prediction["probabilities"]
+
+`Client` is for threads, `AsyncClient` for asyncio; both do the same. What is public is in `__all__`, and nothing else.
+"""
+
+from forebay_client import _grpcio  # noqa: F401  # first: refuses a grpcio that is too old
+from forebay_client._async_client import AsyncClient
+from forebay_client._async_stream import AsyncPredictionStream
+from forebay_client._channel import Tls
+from forebay_client._client import Client
+from forebay_client._exceptions import (
+    BadResponse,
+    BytesLimit,
+    Cancelled,
+    DeadlineExceeded,
+    DeadlineExpired,
+    DeadlineUnreachable,
+    Denied,
+    Draining,
+    EngineRestarted,
+    EngineUnavailable,
+    ForebayError,
+    InputRejected,
+    InternalError,
+    InvalidRequest,
+    MessageTooLarge,
+    ModelFailed,
+    ModelLoading,
+    ModelNotFound,
+    NotFound,
+    Overloaded,
+    QueueFull,
+    TenantQuota,
+    Unavailable,
+    Unsupported,
+    VersionNotFound,
+    Violation,
+)
+from forebay_client._models import BatchCost, Latency, Model, ModelStatistics, ModelVersion, Outcome, TensorSpec
+from forebay_client._results import Health, Prediction, Timings
+from forebay_client._sync_stream import PredictionStream
+
+__all__ = [
+    "AsyncClient",
+    "AsyncPredictionStream",
+    "BadResponse",
+    "BatchCost",
+    "BytesLimit",
+    "Cancelled",
+    "Client",
+    "DeadlineExceeded",
+    "DeadlineExpired",
+    "DeadlineUnreachable",
+    "Denied",
+    "Draining",
+    "EngineRestarted",
+    "EngineUnavailable",
+    "ForebayError",
+    "Health",
+    "InputRejected",
+    "InternalError",
+    "InvalidRequest",
+    "Latency",
+    "MessageTooLarge",
+    "Model",
+    "ModelFailed",
+    "ModelLoading",
+    "ModelNotFound",
+    "ModelStatistics",
+    "ModelVersion",
+    "NotFound",
+    "Outcome",
+    "Overloaded",
+    "Prediction",
+    "PredictionStream",
+    "QueueFull",
+    "TenantQuota",
+    "TensorSpec",
+    "Timings",
+    "Tls",
+    "Unavailable",
+    "Unsupported",
+    "VersionNotFound",
+    "Violation",
+]
+
+# Tracebacks and `repr` show where a name is to be imported from, not the private module that holds it.
+for _name in __all__:
+    locals()[_name].__module__ = __name__
+del _name

@@ -1,0 +1,112 @@
+"""Tensors between numpy and the contract. Pure; called by `_core`, and by nobody else.
+
+A tensor's bytes are copied once on the way out (numpy to `bytes`) and once on the way in (message to `bytes`); arrays
+that are read are read-only views on these bytes. Text and byte strings travel as BYTES and come back as arrays of dtype
+object that hold `bytes`.
+"""
+
+import math
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from forebay.v1 import tensor_pb2
+
+Array = npt.NDArray[Any]
+
+BYTES: Final = tensor_pb2.DATA_TYPE_BYTES
+
+DTYPES: dict[int, np.dtype[np.generic]] = {
+    tensor_pb2.DATA_TYPE_BOOL: np.dtype(np.bool_),
+    tensor_pb2.DATA_TYPE_UINT8: np.dtype("<u1"),
+    tensor_pb2.DATA_TYPE_UINT16: np.dtype("<u2"),
+    tensor_pb2.DATA_TYPE_UINT32: np.dtype("<u4"),
+    tensor_pb2.DATA_TYPE_UINT64: np.dtype("<u8"),
+    tensor_pb2.DATA_TYPE_INT8: np.dtype("<i1"),
+    tensor_pb2.DATA_TYPE_INT16: np.dtype("<i2"),
+    tensor_pb2.DATA_TYPE_INT32: np.dtype("<i4"),
+    tensor_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
+    tensor_pb2.DATA_TYPE_FP16: np.dtype("<f2"),
+    tensor_pb2.DATA_TYPE_BF16: np.dtype(ml_dtypes.bfloat16),
+    tensor_pb2.DATA_TYPE_FP32: np.dtype("<f4"),
+    tensor_pb2.DATA_TYPE_FP64: np.dtype("<f8"),
+    tensor_pb2.DATA_TYPE_BYTES: np.dtype(np.object_),
+}
+"""The numpy dtype of each type of the contract; a test keeps it total."""
+
+_DATA_TYPES: dict[np.dtype[np.generic], tensor_pb2.DataType.ValueType] = {
+    dtype: tensor_pb2.DataType.ValueType(number) for number, dtype in DTYPES.items() if number != BYTES
+}
+
+
+def encode(name: str, value: npt.ArrayLike) -> tensor_pb2.Tensor:
+    """A tensor message from an array, or from what numpy can make one of.
+
+    Raises:
+        TypeError: The contract has no such type (complex numbers, dates, structures), or an array of objects holds
+            something else than `bytes` and `str`.
+    """
+    array = np.asarray(value)
+    data_type = _DATA_TYPES.get(array.dtype)
+    if data_type is None:
+        if array.dtype.kind in "OSUT":
+            return tensor_pb2.Tensor(name=name, data_type=BYTES, shape=array.shape, data=_pack(name, array))
+        data_type = _DATA_TYPES.get(array.dtype.newbyteorder("<"))
+        if data_type is None:
+            raise TypeError(f"input {name!r}: tensors of {array.dtype} can't be sent")
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return tensor_pb2.Tensor(name=name, data_type=data_type, shape=array.shape, data=array.tobytes())
+
+
+def decode(tensor: tensor_pb2.Tensor) -> Array:
+    """The array of a tensor message, read-only where it is a view.
+
+    Raises:
+        ValueError: The message contradicts itself.
+    """
+    dtype = DTYPES.get(tensor.data_type)
+    if dtype is None:
+        raise ValueError(f"output {tensor.name!r} has the unknown type {tensor.data_type}")
+    shape = tuple(tensor.shape)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"output {tensor.name!r} has the shape {shape}")
+    if tensor.data_type == BYTES:
+        elements = _unpack(tensor.name, tensor.data, math.prod(shape))
+        array = np.empty(len(elements), dtype)
+        array[:] = elements
+    else:
+        data = tensor.data
+        if len(data) != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"output {tensor.name!r} has {len(data)} bytes, which is not what {shape} takes")
+        array = np.frombuffer(data, dtype)
+    return array.reshape(shape)
+
+
+def _pack(name: str, array: Array) -> bytes:
+    """Length-prefixed elements, row-major."""
+    pieces: list[bytes] = []
+    for element in array.ravel().tolist():
+        if isinstance(element, str):
+            payload = element.encode()
+        elif isinstance(element, bytes):
+            payload = element
+        else:
+            raise TypeError(f"input {name!r}: an array of objects may hold bytes and str, not {type(element).__name__}")
+        pieces.append(len(payload).to_bytes(4, "little"))
+        pieces.append(payload)
+    return b"".join(pieces)
+
+
+def _unpack(name: str, data: bytes, count: int) -> list[bytes]:
+    elements: list[bytes] = []
+    position, end = 0, len(data)
+    while position < end:
+        start = position + 4
+        position = start + int.from_bytes(data[position:start], "little")
+        if position > end:
+            raise ValueError(f"output {name!r}: element {len(elements)} runs over the end of the data")
+        elements.append(data[start:position])
+    if len(elements) != count:
+        raise ValueError(f"output {name!r} has {len(elements)} elements, and its shape {count}")
+    return elements

@@ -1,0 +1,76 @@
+"""How the client is used, for the type checker: never run. `assert_type` says what callers get."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, assert_type
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from forebay_client import (
+    AsyncClient,
+    Client,
+    ForebayError,
+    Health,
+    Model,
+    ModelStatistics,
+    Prediction,
+    PredictionStream,
+    QueueFull,
+    Timings,
+    Tls,
+)
+
+
+def unary(image: npt.NDArray[np.float32]) -> None:
+    with Client("localhost:8500", tls=Tls(ca="ca.pem"), tenant="blue", metadata={"x": "y"}) as client:
+        assert_type(client, Client)
+        prediction = client.predict("digits", image, priority="low", parameters={"k": 3}, timings=True, version=2)
+        assert_type(prediction, Prediction)
+        assert_type(prediction["y"], npt.NDArray[Any])
+        assert_type(prediction.array, npt.NDArray[Any])
+        assert_type(prediction.timings, Timings | None)
+        client.predict("digits", {"x": image, "n": [1, 2]}, outputs=["y"], deadline=0.5)
+        assert_type(client.models(), list[Model])
+        assert_type(client.statistics(), list[ModelStatistics])
+        assert_type(client.health("model/digits"), Health)
+        client.predict("digits", image, priority="urgent")  # type: ignore[arg-type]  # not one of the three
+        client.predict("digits", image, parameters={"k": [1]})  # type: ignore[dict-item]  # no scalar
+        client.predict("digits", image, deadline=None)  # type: ignore[arg-type]  # a deadline is always set
+
+
+def errors(client: Client) -> None:
+    try:
+        client.predict("digits", [[1.0]])
+    except QueueFull as error:
+        assert_type(error.retry_delay, float | None)
+    except ForebayError as error:
+        assert_type(error.code, grpc.StatusCode)
+
+
+def images() -> Iterator[npt.NDArray[np.float32]]:
+    yield np.zeros((1, 64), np.float32)
+
+
+async def live_images() -> AsyncIterator[npt.NDArray[np.float32]]:
+    yield np.zeros((1, 64), np.float32)
+
+
+def stream(client: Client) -> None:
+    assert_type(client.stream("digits", images()), PredictionStream[Prediction])
+    for result in client.stream("digits", images(), window=64, ordered=False):
+        assert_type(result, Prediction)
+    for outcome in client.stream("digits", images(), failures="yield", items_per_message=8):
+        assert_type(outcome, Prediction | ForebayError)
+    client.stream("digits", live_images())  # type: ignore[call-overload]  # asynchronous sources are for AsyncClient
+    client.stream("digits", images(), widow=3)  # type: ignore[call-overload]  # no such option
+
+
+async def asynchronous() -> None:
+    async with AsyncClient("unix:/run/forebay.sock") as client:
+        assert_type(await client.predict("digits", [[1.0]]), Prediction)
+        async with client.stream("digits", live_images()) as results:
+            async for result in results:
+                assert_type(result, Prediction)
+        async for outcome in client.stream("digits", images(), failures="yield"):
+            assert_type(outcome, Prediction | ForebayError)
+        assert_type(await client.health(), Health)
