@@ -41,6 +41,8 @@ class AioWire:
       expired deadline (DEADLINE_EXCEEDED) and calls that come after `drain` (UNAVAILABLE): with these codes, but with
       texts of its own and without our details; they are not counted in `Figures.refused_total`.
     * HALF_CLOSE is seen only by a read, and a stream is read only while it has credit.
+    * A stream that ends inside a message looks like one that its caller ended after the message before, and any content
+      type is taken.
     * `write_stall` is the time for a whole message, not for any progress of it. The status of a stream that is cut off
       as a slow reader waits, with its last message, until the caller reads on or its connection ends.
     * The watchdog ends the process with code 1, between one budget and one and a quarter after the last `take`.

@@ -277,16 +277,23 @@ class Exchange:
                 return
             if argument is None:  # FINISH
                 return
+            # A write that was begun can't be taken back, so the call is cut off around it.
+            timer = self._loop.call_later(stall, self._cut_off, call)
             try:
-                async with asyncio.timeout(stall):
-                    await context.write(argument)
-            except TimeoutError:
-                self.refused += 1
-                _fail(context, self._refusals.slow_reader)
-                return
+                await context.write(argument)
+            finally:
+                timer.cancel()
             self._wrote(call, len(argument))
-            if kind == RESPOND:
+            if kind == RESPOND and not outbox:
                 return
+
+    def _cut_off(self, call: Call) -> None:
+        """Gives up a call whose results nobody reads. Its status goes out if the present write ever ends."""
+        self.refused += 1
+        with self._lock:
+            self._cancel(call)
+            call.outbox.clear()
+            call.outbox.append((FAIL, self._refusals.slow_reader))
 
     def _wrote(self, call: Call, size: int) -> None:
         with self._lock:
