@@ -63,9 +63,7 @@ impl Link {
     }
 }
 
-async fn connect(
-    target: &str,
-) -> Result<(Sender, client::Connection<TcpStream, Bytes>), Box<dyn std::error::Error>> {
+async fn connect(target: &str) -> Result<(Sender, client::Connection<TcpStream, Bytes>), Box<dyn std::error::Error>> {
     let socket = TcpStream::connect(target).await?;
     socket.set_nodelay(true)?;
     let connection = client::Builder::new()
@@ -137,7 +135,7 @@ fn grpc_timeout(duration: Duration) -> HeaderValue {
 /// One unary call: its answer's message.
 ///
 /// # Errors
-/// Whatever status it ended with, or CANCELLED/DEADLINE_EXCEEDED/UNAVAILABLE as seen here.
+/// Whatever status it ended with, or what was seen here: a deadline that passed, a reset, a broken connection.
 pub async fn unary(sender: &mut Sender, head: &Head, message: Bytes, deadline: Instant) -> Result<Bytes, Failure> {
     let remaining = deadline.saturating_duration_since(Instant::now());
     if remaining.is_zero() {

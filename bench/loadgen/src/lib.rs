@@ -4,6 +4,8 @@
 //! `calls` and `record` are pure; `connection`, `unary` and `stream` do the work; `main` joins them. The binary
 //! `fixed-server` answers from the same file without a model: it shows the generator's own limit.
 
+#![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "short literals"))]
+
 pub mod calls;
 pub mod connection;
 pub mod options;

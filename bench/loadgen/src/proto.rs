@@ -89,7 +89,7 @@ pub fn put_varint(buffer: &mut Vec<u8>, mut value: u64) {
         buffer.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;
     }
-    buffer.push(value as u8);
+    buffer.push((value & 0x7f) as u8);
 }
 
 /// The length of a value as a varint.

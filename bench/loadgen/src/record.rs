@@ -104,7 +104,8 @@ impl Recorder {
     /// # Errors
     /// The histogram library refuses its bounds, which are constants.
     pub fn new(start: Instant, end: Instant, count_by: CountBy, deadline: Duration) -> Result<Self, CreationError> {
-        let length = (end - start).as_secs_f64().ceil() as usize;
+        let window = end - start;
+        let length = window.as_secs() + u64::from(window.subsec_nanos() > 0);
         let seconds =
             (0..length).map(|_| Ok(Second { errors: 0, latencies: histogram(2)? })).collect::<Result<_, _>>()?;
         Ok(Self {

@@ -104,10 +104,7 @@ mod tests {
         let mut message = b"\x08\x08\x1a".to_vec();
         message.push(any.len() as u8);
         message.extend_from_slice(any);
-        for text in [
-            STANDARD_NO_PAD.encode(&message),
-            base64::engine::general_purpose::STANDARD.encode(&message),
-        ] {
+        for text in [STANDARD_NO_PAD.encode(&message), base64::engine::general_purpose::STANDARD.encode(&message)] {
             let mut trailers = headers(&[("grpc-status", "8")]);
             trailers.insert("grpc-status-details-bin", text.parse().unwrap());
             let failure = of_trailers(&trailers).unwrap_err();

@@ -20,8 +20,7 @@ impl Timer {
     /// # Errors
     /// There are no descriptors left.
     pub fn new() -> io::Result<Self> {
-        let descriptor =
-            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        let descriptor = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         #[expect(
             deprecated,
             reason = "it is unsound for types whose AsRawFd lies; OwnedFd's does not, and its successor is unsafe"
@@ -56,7 +55,7 @@ fn once(wait: Duration) -> Itimerspec {
         it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
         it_value: Timespec {
             tv_sec: wait.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: i64::from(wait.subsec_nanos()).into(),
+            tv_nsec: i64::from(wait.subsec_nanos()),
         },
     }
 }

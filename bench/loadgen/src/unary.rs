@@ -98,12 +98,7 @@ async fn caller(shared: Rc<Shared>, link: Rc<Link>, stop: Instant) {
     }
 }
 
-async fn one(
-    shared: &Shared,
-    sender: &mut Option<Sender>,
-    call: &Call,
-    due: Instant,
-) -> Result<bytes::Bytes, Failure> {
+async fn one(shared: &Shared, sender: &mut Option<Sender>, call: &Call, due: Instant) -> Result<bytes::Bytes, Failure> {
     let Some(sender) = sender else { return Err(Failure::local("UNAVAILABLE", "no connection")) };
     connection::unary(sender, &shared.head, call.framed.clone(), (due + shared.deadline).into()).await
 }

@@ -54,8 +54,7 @@ fn run(options: &Options) -> Result<(), String> {
 }
 
 async fn serve(address: SocketAddr, answers: Rc<Answers>) -> Result<(), String> {
-    let listener =
-        TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    let listener = TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))?;
     loop {
         let Ok((socket, _)) = listener.accept().await else { continue };
         // Without it answers would wait for acknowledgements; if it fails they only do.
