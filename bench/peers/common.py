@@ -116,6 +116,6 @@ def options(description: str) -> argparse.Namespace:
 
 
 def say_batch_sizes(model: Model) -> None:
-    """Writes what `bench.server` reads when the peer has stopped."""
+    """Writes a line that `bench.server` reads; the peers do it on SIGUSR1."""
     sizes: dict[str, Any] = {"batch_sizes": {str(rows): count for rows, count in sorted(model.batch_sizes.items())}}
     print(json.dumps(sizes), file=sys.stdout, flush=True)

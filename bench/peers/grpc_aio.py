@@ -163,12 +163,12 @@ async def serve() -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, say_batch_sizes, model)
     await stop.wait()
     await server.stop(grace=1)
     batching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await batching
-    say_batch_sizes(model)
 
 
 if __name__ == "__main__":

@@ -149,9 +149,9 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGUSR1, lambda *_: say_batch_sizes(model))
     stop.wait()
     server.stop(grace=1).wait()
-    say_batch_sizes(model)
 
 
 if __name__ == "__main__":
