@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from forebay.v1 import inference_pb2
 
 from bench.errors import BenchError
 from bench.models import read_calls
 from bench.server import PREDICT, Server
-from forebay.v1 import inference_pb2
 
 NANOS_FIELDS = ("queue", "collate", "compute", "encode")
 PACKAGE = "forebay_server/"
@@ -74,7 +74,9 @@ def _timings(server: Server, timed_calls: Path, seconds: float) -> tuple[dict[st
     requests = [request for request, _ in read_calls(timed_calls)]
     seen: dict[str, list[float]] = {name: [] for name in ("total", *NANOS_FIELDS, "batch_rows")}
     with grpc.insecure_channel(server.target) as channel:
-        predict = channel.unary_unary(PREDICT, response_deserializer=inference_pb2.PredictResponse.FromString)
+        predict: grpc.UnaryUnaryMultiCallable[bytes, inference_pb2.PredictResponse] = channel.unary_unary(
+            PREDICT, response_deserializer=inference_pb2.PredictResponse.FromString
+        )
         until, index = time.monotonic() + seconds, 0
         while time.monotonic() < until:
             start = time.perf_counter()

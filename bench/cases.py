@@ -1,7 +1,7 @@
 """The cases: what is started, loaded and measured. `run` chooses and orders them, `targets` compares what they give.
 
-A case is measured once per repeat; within a repeat its columns take turns, so that a slow moment of the machine does not
-fall on one server alone. The server has one core, the generator and this process the other.
+A case is measured once per repeat; within a repeat its columns take turns, so that a slow moment of the machine does
+not fall on one server alone. The server has one core, the generator and this process the other.
 """
 
 import dataclasses
@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bench import breakdown, generator, models
 from bench.errors import BenchError
@@ -27,6 +29,8 @@ OVERLOADS = (0.5, 0.8, 1, 2, 5, 10)
 """Of capacity, offered in an open loop."""
 GOODPUT_DEADLINE_MS = 250
 MEDIUM_IN_FLIGHT = 16
+PEER_MAX_BATCH = {SMALL: 128, MEDIUM: 8, LARGE: 32}
+"""The peers are told what Forebay finds out by measuring: larger batches of the medium model only take longer."""
 STREAMS = 4
 STREAM_WINDOWS = {1: 32, 32: 64}
 """Items in flight on each of the streams, by items per message: with 32, one message travels while one is run."""
@@ -55,8 +59,9 @@ class Bench:
 
     def server(self, column: str, model: str) -> Server:
         """A server of a column for a model, not yet started."""
-        files = self.files(model)
-        return Server(COLUMNS[column], files.model, files.calls, self.server_core)
+        files, chosen = self.files(model), COLUMNS[column]
+        options = () if chosen.own else ("--max-batch", str(PEER_MAX_BATCH[model]))
+        return Server(chosen, files.model, files.calls, self.server_core, options=options)
 
     def load(self, target: str, calls: Path, **options: Any) -> generator.Report:
         """Runs one load. `seconds` and `warm_up` among the options are stronger than the bench's own."""
@@ -91,15 +96,17 @@ def _figures(report: generator.Report) -> dict[str, float]:
 def _loaded(bench: Bench, server: Server, case: str, load: str, repeat: int, calls: Path, **options: Any) -> Sample:
     """One load on a running server, with what it cost the server."""
     bench.say(f"{case}: {server.column.title}, {load}")
-    batches, cpu = server.batch_sizes(), server.cpu_seconds()
+    batches, cpu, busy = server.batch_sizes(), server.cpu_seconds(), _busy_seconds(bench.server_core)
     report = bench.load(server.target, calls, **options)
-    cpu = server.cpu_seconds() - cpu
+    cpu, busy = server.cpu_seconds() - cpu, _busy_seconds(bench.server_core) - busy
     sizes = server.batch_sizes() - batches
     bench.step()
     seconds = options.get("seconds", bench.seconds) + options.get("warm_up", bench.warm_up)
     # The server's CPU time is of the whole run, so it is put against all of the run's seconds.
     figures = _figures(report) | {
         "server_us_per_request": cpu / seconds / report["rps"] * 1e6 if report["rps"] else 0.0,
+        # Work of others on the server's core, as a share of it: the figures are too low by at least that.
+        "foreign_share": max(0.0, busy - cpu) / seconds,
         "batch_mean": sum(rows * count for rows, count in sizes.items()) / max(1, sizes.total()),
     }
     detail = {key: report[key] for key in ("latency_ms", "send_lag_ms", "by_status", "by_reason", "series")}
@@ -107,15 +114,19 @@ def _loaded(bench: Bench, server: Server, case: str, load: str, repeat: int, cal
     return Sample(case=case, column=server.column.key, load=load, repeat=repeat, metrics=figures, detail=detail)
 
 
+def _busy_seconds(core: int) -> float:
+    """Time that a core has worked, for whomever; the hypervisor's share included."""
+    times = psutil.cpu_times(percpu=True)[core]
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+
+
 def unary(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     """`Predict` on the small model in closed loops."""
     calls = bench.files(SMALL).calls
     with bench.server(column, SMALL) as server:
         for in_flight in UNARY_LOADS:
-            yield _loaded(
-                bench, server, "unary", f"{in_flight} in flight", repeat, calls, in_flight=in_flight,
-                connections=min(in_flight, 2),
-            )  # fmt: skip
+            shape = {"in_flight": in_flight, "connections": min(in_flight, 2)}
+            yield _loaded(bench, server, "unary", f"{in_flight} in flight", repeat, calls, **shape)
 
 
 def latency(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
@@ -138,9 +149,8 @@ def streams(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
         yield _loaded(bench, server, "streams", "unary", repeat, calls, in_flight=STREAMS * STREAM_WINDOWS[1])
         for items, window in STREAM_WINDOWS.items():
             load = f"{items} item{'s' if items > 1 else ''}"
-            yield _loaded(
-                bench, server, "streams", load, repeat, calls, mode="stream", streams=STREAMS, items=items, window=window
-            )  # fmt: skip
+            shape = {"mode": "stream", "streams": STREAMS, "items": items, "window": window}
+            yield _loaded(bench, server, "streams", load, repeat, calls, **shape)
 
 
 def large(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
@@ -171,10 +181,8 @@ def goodput(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     with bench.server(column, MEDIUM) as server:
         capacity = bench.load(server.target, calls, in_flight=MEDIUM_IN_FLIGHT)["rps"]
         for times in OVERLOADS:
-            sample = _loaded(
-                bench, server, "goodput", f"{times:g}x", repeat, calls, rate=capacity * times,
-                deadline_ms=GOODPUT_DEADLINE_MS,
-            )  # fmt: skip
+            shape = {"rate": capacity * times, "deadline_ms": GOODPUT_DEADLINE_MS}
+            sample = _loaded(bench, server, "goodput", f"{times:g}x", repeat, calls, **shape)
             yield dataclasses.replace(sample, metrics=sample.metrics | {"offered_rps": capacity * times})
 
 
@@ -256,7 +264,8 @@ def _python(bench: Bench, module: str, *arguments: str) -> dict[str, Any]:
     return told
 
 
-ALL = ("forebay", "forebay_aio", "grpc_aio", "grpc_threads")
+PEERS = ("grpc_aio", "grpc_threads")
+ALL = ("forebay", "forebay_aio", *PEERS)
 CASES = {
     case.key: case
     for case in (
@@ -266,7 +275,7 @@ CASES = {
         Case(key="large", title="600 KB requests", columns=ALL, measure=large),
         Case(key="medium", title="a model of over 1 ms a row", columns=("inprocess", *ALL), measure=medium),
         Case(key="goodput", title="overload", columns=("forebay", "grpc_aio"), measure=goodput),
-        Case(key="latency", title="latency against load", columns=("forebay", "grpc_aio", "grpc_threads"), measure=latency),
+        Case(key="latency", title="latency against load", columns=("forebay", *PEERS), measure=latency),
         Case(key="queue", title="100,000 waiting", columns=("forebay",), measure=queue, once=True),
         Case(key="startup", title="process start to first answer", columns=ALL, measure=startup),
         Case(key="memory", title="memory after many requests", columns=("forebay",), measure=memory, once=True),
@@ -282,9 +291,10 @@ def select(only: Sequence[str], columns: Sequence[str]) -> list[Case]:
     Raises:
         BenchError: A name is unknown.
     """
-    for name, known in [*((name, CASES) for name in only), *((name, COLUMNS) for name in columns)]:
-        if name not in known:
-            raise BenchError(f"there is no `{name}`; there are {', '.join(known)}")
+    for names, known in ((only, list(CASES)), (columns, list(COLUMNS))):
+        for name in names:
+            if name not in known:
+                raise BenchError(f"there is no `{name}`; there are {', '.join(known)}")
     chosen = []
     for case in CASES.values():
         kept = tuple(column for column in case.columns if column in NOT_SERVERS or column in columns)

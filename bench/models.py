@@ -2,7 +2,8 @@
 
 `python -m bench.models DIRECTORY` writes, per model, `NAME.onnx`, `NAME.calls` (requests and expected answers for
 `forebay-loadgen`; `bench/loadgen/src/calls.rs` reads it) and `NAME.timed.calls` (the same, asking for timings), and for
-ghz `NAME.predict.bin` and `NAME.stream.bin`. Everything has fixed seeds. It measures nothing; `run` and the tests call it.
+ghz `NAME.predict.bin` and `NAME.stream.bin`. Everything has fixed seeds. It measures nothing; `run` and the tests call
+it.
 """
 
 import argparse
@@ -14,10 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from forebay.v1 import inference_pb2, tensor_pb2
 from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
-
-from forebay.v1 import inference_pb2, tensor_pb2
 
 Floats = npt.NDArray[np.float32]
 
@@ -61,7 +61,8 @@ def _graph(name: str, row: tuple[int, ...], nodes: list[Any], weights: dict[str,
 
 
 def _weights(random: np.random.Generator, *shape: int) -> Floats:
-    return (random.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+    weights: Floats = (random.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+    return weights
 
 
 def _small(random: np.random.Generator) -> onnx.GraphProto:

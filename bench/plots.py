@@ -12,7 +12,7 @@ from bench.server import COLUMNS
 
 mpl.use("svg")
 
-from matplotlib import pyplot as plt  # noqa: E402 (after the backend is chosen)
+from matplotlib import pyplot as plt
 
 BATCH_LOAD = "32 in flight"
 

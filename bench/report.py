@@ -1,7 +1,7 @@
 """From samples to rows, and from a run to Markdown. Pure but for the two files that `write` makes.
 
-A sample is one measurement of one repeat. Medians are taken over repeats. A row's spread is that of the ratios of single
-repeats where both sides have the same repeats (columns take turns within a repeat), else that of its top.
+A sample is one measurement of one repeat. Medians are taken over repeats. A row's spread is that of the ratios of
+single repeats where both sides have the same repeats (columns take turns within a repeat), else that of its top.
 """
 
 import dataclasses
@@ -121,6 +121,8 @@ def notes(samples: Iterable[Sample]) -> list[str]:
         failures = sample.metrics.get("failures", 0)
         if failures and sample.case != "goodput":
             found.append(f"{where}: {failures:g} requests failed ({sample.detail.get('by_reason')})")
+        if sample.metrics.get("foreign_share", 0) > 0.05:
+            found.append(f"{where}: others used {sample.metrics['foreign_share']:.0%} of the server's core")
         if sample.metrics.get("generator_share", 0) > 0.9 and sample.case != "ceiling":
             found.append(f"{where}: the generator used {sample.metrics['generator_share']:.0%} of its core")
     return found
@@ -131,34 +133,36 @@ def markdown(run: dict[str, Any], samples: Sequence[Sample], plots: Sequence[str
     lines = [
         f"# Bench of {run['date']}",
         "",
-        f"On {machine.sentence(run['machine'])}. Server on core {run['server_core']}, generator on core "
-        f"{run['load_core']}; {run['repeats']} interleaved repeats of {run['seconds']:g} s. Medians; the spread is the "
-        "least and the greatest repeat. [How to read it](../../docs/benchmarks.md).",
+        f"On {machine.sentence(run['machine'])}.",
+        f"Server on core {run['server_core']}, generator on core {run['load_core']}.",
+        f"{run['repeats']} interleaved repeats of {run['seconds']:g} s.",
+        "Medians; the spread is the least and the greatest repeat. [How to read it](../../docs/benchmarks.md).",
         "",
-        "| what | measured | spread | target | reached |",
-        "|---|---:|---:|---:|---|",
     ]
-    for made in rows(samples):
+    reached = rows(samples)
+    if reached:
+        lines += ["| what | measured | spread | target | reached |", "|---|---:|---:|---:|---|"]
+    for made in reached:
         verdict = "yes" if made.reached else "**no**"
         measured, low, high = made.measured or 0.0, made.low or 0.0, made.high or 0.0
         lines.append(f"| {made.title} | {measured:.2f}{made.unit} | {low:.2f}-{high:.2f} | {made.target} | {verdict} |")
     lines += ["", *(f"* {note}" for note in notes(samples)), ""]
-    case = None
-    for summary in summaries(samples):
-        if summary.case != case:
-            case = summary.case
-            names = list(summary.medians)
-            lines += [
-                "",
-                f"## {case}",
-                "",
-                f"| column | load | {' | '.join(names)} |",
-                f"|---|---|{'---:|' * len(names)}",
-            ]
-        figures = " | ".join(_cell(summary, name) for name in names)
-        lines.append(f"| {summary.column} | {summary.load} | {figures} |")
+    lines += _tables(summaries(samples))
     lines += ["", *(f"![{name}]({name})" for name in plots), ""]
     return "\n".join(lines)
+
+
+def _tables(made: Sequence[Summary]) -> list[str]:
+    """A table for each case."""
+    lines: list[str] = []
+    for case in dict.fromkeys(summary.case for summary in made):
+        chosen = [summary for summary in made if summary.case == case]
+        names = list(dict.fromkeys(name for summary in chosen for name in summary.medians))
+        lines += ["", f"## {case}", "", f"| column | load | {' | '.join(names)} |", f"|---|---|{'---:|' * len(names)}"]
+        for summary in chosen:
+            figures = " | ".join(_cell(summary, name) for name in names)
+            lines.append(f"| {summary.column} | {summary.load} | {figures} |")
+    return lines
 
 
 def _cell(summary: Summary, name: str) -> str:

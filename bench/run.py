@@ -1,13 +1,13 @@
 """`python -m bench.run`: measures everything and writes `bench/results/DATE.json`, `.md` and plots.
 
-`make bench` and `make bench-quick` call it. It needs two cores, the load generator (`make loadgen`) and, for the columns
-that are ours, the native front end; without one of them it says so and does nothing.
+`make bench` and `make bench-quick` call it. It needs two cores, the load generator (`make loadgen`) and, for the
+columns that are ours, the native front end; without one of them it says so and does nothing.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import datetime
+import datetime as dt
 import importlib.util
 import os
 import sys
@@ -168,7 +168,7 @@ def _write(
     console: Console,
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    date = datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%dT%H%M%S")
+    date = dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%dT%H%M%S")
     run = {
         "date": date,
         "machine": described,

@@ -21,10 +21,10 @@ from typing import IO, Any, Self
 
 import grpc
 import psutil
+from forebay.v1 import model_service_pb2, model_service_pb2_grpc
 
 from bench.errors import BenchError
 from bench.models import read_calls
-from forebay.v1 import model_service_pb2, model_service_pb2_grpc
 
 PREDICT = "/forebay.v1.InferenceService/Predict"
 READY_WITHIN = 60.0  # seconds
@@ -98,7 +98,7 @@ class Server:
         return self._process.pid
 
     def __enter__(self) -> Self:
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
+        self._stderr = tempfile.TemporaryFile("w+")
         began = time.monotonic()
         self._process = subprocess.Popen(self._argv, stdout=subprocess.PIPE, stderr=self._stderr, text=True)
         try:
@@ -131,12 +131,12 @@ class Server:
             self._still_starting(began)
             time.sleep(0.002)
         self._channel = grpc.insecure_channel(self.target)
-        predict = self._channel.unary_unary(PREDICT)
+        predict: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(PREDICT)
         while True:
             try:
                 predict(self._request, timeout=5)
             except grpc.RpcError as error:
-                self._still_starting(began, f": {error.details()}")  # type: ignore[attr-defined]  # a call's error is a Call
+                self._still_starting(began, f": {error.details()}")
                 time.sleep(0.005)
             else:
                 break

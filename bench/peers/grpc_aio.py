@@ -8,6 +8,7 @@ than that gains), else in a thread of its own while the loop goes on collecting.
 
 import asyncio
 import contextlib
+import functools
 import signal
 from collections import deque
 from collections.abc import AsyncIterator
@@ -15,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from forebay.v1 import inference_pb2, inference_service_pb2_grpc
 
 from bench.peers.common import CHANNEL_OPTIONS, BadRequestError, Floats, Model, options, say_batch_sizes
-from forebay.v1 import inference_pb2, inference_service_pb2_grpc
 
 from google.rpc import code_pb2, status_pb2  # isort: skip
 
@@ -53,28 +54,29 @@ class Batcher:
             if not waiting:
                 self._arrived.clear()
                 await self._arrived.wait()
-                # Everything that this turn of the loop has read gets a chance to be in the batch.
-                await asyncio.sleep(0)
+            # Everything that this turn of the loop has read gets a chance to be in the batch, and an inline batch that
+            # has held the loop lets it read and write before the next one.
+            await asyncio.sleep(0)
             taken = [waiting.popleft() for _ in range(min(most, len(waiting)))]
             batch = [entry for entry in taken if not entry[1].done()]  # callers may have gone
-            if not batch:
-                continue
-            rows = [row for row, _ in batch]
-            try:
-                if self._inline:
-                    answers = self._model.run(rows)
-                else:
-                    answers = await self._loop.run_in_executor(self._executor, self._model.run, rows)
-            except Exception as error:  # noqa: BLE001 (whatever an engine raises, its callers must hear of it)
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), answer in zip(batch, answers, strict=True):
+            if batch:
+                await self._run_batch(batch)
+
+    async def _run_batch(self, batch: list[Waiting]) -> None:
+        rows = [row for row, _ in batch]
+        try:
+            if self._inline:
+                answers = self._model.run(rows)
+            else:
+                answers = await self._loop.run_in_executor(self._executor, self._model.run, rows)
+        except Exception as error:  # noqa: BLE001 (whatever an engine raises, its callers must hear of it)
+            for _, future in batch:
                 if not future.done():
-                    future.set_result(answer)
-            if self._inline and waiting:
-                await asyncio.sleep(0)
+                    future.set_exception(error)
+            return
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
 
 
 class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
@@ -84,7 +86,7 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
         self._model = model
         self._batcher = batcher
 
-    async def Predict(self, request: inference_pb2.PredictRequest, context: Context) -> Response:  # type: ignore[override]  # noqa: N802 (the stub's name; the stub's type is the synchronous one)
+    async def Predict(self, request: inference_pb2.PredictRequest, context: Context) -> Response:  # noqa: N802 (the stub's name)
         """Answers one request."""
         try:
             row = self._model.row(request)
@@ -92,7 +94,7 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return await self._batcher.submit(row)
 
-    async def StreamPredict(  # type: ignore[override]  # noqa: N802 (as above)
+    async def StreamPredict(  # noqa: N802 (the stub's name)
         self, request_iterator: AsyncIterator[inference_pb2.StreamPredictRequest], context: Context
     ) -> AsyncIterator[inference_pb2.StreamPredictResponse]:
         """Answers items as they complete, several in a message if several are ready."""
@@ -134,7 +136,7 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
                     done.put_nowait(inference_pb2.StreamResult(id=item.id, error=status))
                     continue
                 pending.add(future)
-                future.add_done_callback(lambda future, item=item.id: finish(item, future))
+                future.add_done_callback(functools.partial(finish, item.id))
         if pending:
             await asyncio.wait(pending)
             await asyncio.sleep(0)  # the callbacks of the last ones

@@ -4,6 +4,7 @@ A handler's thread hands its row to the batching thread and waits. The batching 
 largest batch. `python -m bench.peers.grpc_threads MODEL.onnx --port PORT`; `bench.run` starts it.
 """
 
+import functools
 import queue
 import signal
 import threading
@@ -12,9 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from forebay.v1 import inference_pb2, inference_service_pb2_grpc
 
 from bench.peers.common import CHANNEL_OPTIONS, BadRequestError, Floats, Model, options, say_batch_sizes
-from forebay.v1 import inference_pb2, inference_service_pb2_grpc
 
 from google.rpc import code_pb2, status_pb2  # isort: skip
 
@@ -120,7 +121,7 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
                         continue
                     with idle:
                         pending += 1
-                    self._batcher.submit(row).add_done_callback(lambda future, item=item.id: finish(item, future))
+                    self._batcher.submit(row).add_done_callback(functools.partial(finish, item.id))
             with idle:
                 idle.wait_for(lambda: pending == 0)
         finally:
