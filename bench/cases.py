@@ -1,0 +1,312 @@
+"""The cases: what is started, loaded and measured. `run` chooses and orders them, `targets` compares what they give.
+
+A case is measured once per repeat; within a repeat its columns take turns, so that a slow moment of the machine does
+not fall on one server alone. The server has one core, the generator and this process the other.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench import breakdown, generator, models
+from bench.errors import BenchError
+from bench.report import Sample
+from bench.server import COLUMNS, Server
+
+SMALL, MEDIUM, LARGE = "small", "medium", "large-message"
+UNARY_LOADS = (1, 8, 32, 128)
+LOAD_FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Of a server's closed-loop rate, offered in an open loop."""
+OVERLOADS = (0.5, 0.8, 1, 2, 5, 10)
+"""Of capacity, offered in an open loop."""
+GOODPUT_DEADLINE_MS = 250
+MEDIUM_IN_FLIGHT = 16
+PEER_MAX_BATCH = {SMALL: 128, MEDIUM: 8, LARGE: 32}
+"""The peers are told what Forebay finds out by measuring: larger batches of the medium model only take longer."""
+STREAMS = 4
+STREAM_WINDOWS = {1: 32, 32: 64}
+"""Items in flight on each of the streams, by items per message: with 32, one message travels while one is run."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What every case needs.
+
+    `say` takes a line of progress, `step` counts one measurement done. Times are seconds.
+    """
+
+    directory: Path
+    server_core: int
+    load_core: int
+    seconds: float
+    warm_up: float
+    columns: Sequence[str]
+    memory_requests: int
+    say: Callable[[str], None]
+    step: Callable[[], None]
+
+    def files(self, model: str) -> models.Files:
+        """The files of a model."""
+        return models.files(model, self.directory)
+
+    def server(self, column: str, model: str) -> Server:
+        """A server of a column for a model, not yet started."""
+        files, chosen = self.files(model), COLUMNS[column]
+        options = () if chosen.own else ("--max-batch", str(PEER_MAX_BATCH[model]))
+        return Server(chosen, files.model, files.calls, self.server_core, options=options)
+
+    def load(self, target: str, calls: Path, **options: Any) -> generator.Report:
+        """Runs one load. `seconds` and `warm_up` among the options are stronger than the bench's own."""
+        seconds, warm_up = options.pop("seconds", self.seconds), options.pop("warm_up", self.warm_up)
+        return generator.run(generator.arguments(target, calls, seconds, warm_up, options), self.load_core)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A case. `columns` are those it can measure; `once` says that repeats would tell nothing new."""
+
+    key: str
+    title: str
+    columns: tuple[str, ...]
+    measure: Callable[[Bench, str, int], Iterator[Sample]]
+    once: bool = False
+
+
+def _figures(report: generator.Report) -> dict[str, float]:
+    latency = report["latency_ms"]
+    return {
+        "rps": report["rps"],
+        "goodput_rps": report["goodput_rps"],
+        "p50_ms": latency["p50"],
+        "p99_ms": latency["p99"],
+        "p99_9_ms": latency["p99_9"],
+        "failures": report["requests"] - report["ok"],
+        "generator_share": report["cpu_share"],
+    }
+
+
+def _loaded(bench: Bench, server: Server, case: str, load: str, repeat: int, calls: Path, **options: Any) -> Sample:
+    """One load on a running server, with what it cost the server."""
+    bench.say(f"{case}: {server.column.title}, {load}")
+    batches, cpu, busy = server.batch_sizes(), server.cpu_seconds(), _busy_seconds(bench.server_core)
+    report = bench.load(server.target, calls, **options)
+    cpu, busy = server.cpu_seconds() - cpu, _busy_seconds(bench.server_core) - busy
+    sizes = server.batch_sizes() - batches
+    bench.step()
+    seconds = options.get("seconds", bench.seconds) + options.get("warm_up", bench.warm_up)
+    # The server's CPU time is of the whole run, so it is put against all of the run's seconds.
+    figures = _figures(report) | {
+        "server_us_per_request": cpu / seconds / report["rps"] * 1e6 if report["rps"] else 0.0,
+        # Work of others on the server's core, as a share of it: the figures are too low by at least that.
+        "foreign_share": max(0.0, busy - cpu) / seconds,
+        "batch_mean": sum(rows * count for rows, count in sizes.items()) / max(1, sizes.total()),
+    }
+    detail = {key: report[key] for key in ("latency_ms", "send_lag_ms", "by_status", "by_reason", "series")}
+    detail["batch_sizes"] = dict(sorted(sizes.items()))
+    return Sample(case=case, column=server.column.key, load=load, repeat=repeat, metrics=figures, detail=detail)
+
+
+def _busy_seconds(core: int) -> float:
+    """Time that a core has worked, for whomever; the hypervisor's share included."""
+    times = psutil.cpu_times(percpu=True)[core]
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+
+
+def unary(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
+    """`Predict` on the small model in closed loops."""
+    calls = bench.files(SMALL).calls
+    with bench.server(column, SMALL) as server:
+        for in_flight in UNARY_LOADS:
+            shape = {"in_flight": in_flight, "connections": min(in_flight, 2)}
+            yield _loaded(bench, server, "unary", f"{in_flight} in flight", repeat, calls, **shape)
+
+
+def latency(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
+    """`Predict` on the small model in open loops below capacity: latency as callers see it."""
+    calls = bench.files(SMALL).calls
+    with bench.server(column, SMALL) as server:
+        most = bench.load(server.target, calls, in_flight=32)["rps"]
+        for fraction in LOAD_FRACTIONS:
+            rate = most * fraction
+            sample = _loaded(
+                bench, server, "latency", f"{fraction:g} of its rate", repeat, calls, rate=rate, deadline_ms=2000
+            )
+            yield dataclasses.replace(sample, metrics=sample.metrics | {"offered_rps": rate})
+
+
+def streams(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
+    """`StreamPredict` on the small model, and `Predict` with as many in flight beside it."""
+    calls = bench.files(SMALL).calls
+    with bench.server(column, SMALL) as server:
+        yield _loaded(bench, server, "streams", "unary", repeat, calls, in_flight=STREAMS * STREAM_WINDOWS[1])
+        for items, window in STREAM_WINDOWS.items():
+            load = f"{items} item{'s' if items > 1 else ''}"
+            shape = {"mode": "stream", "streams": STREAMS, "items": items, "window": window}
+            yield _loaded(bench, server, "streams", load, repeat, calls, **shape)
+
+
+def large(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
+    """600 KB requests to a model that only averages them."""
+    with bench.server(column, LARGE) as server:
+        yield _loaded(bench, server, "large", "8 in flight", repeat, bench.files(LARGE).calls, in_flight=8)
+
+
+def medium(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
+    """A model that costs more than a millisecond a row: what the server adds to it."""
+    if column == "inprocess":
+        bench.say("medium: in process")
+        told = _python(
+            bench, "bench.peers.inprocess", str(bench.files(MEDIUM).model), "--seconds", f"{bench.seconds / 2}"
+        )
+        for size, rate in told["rows_per_second"].items():
+            figures = {"rps": rate, "row_ms": 1000 / rate}
+            yield Sample(case="medium", column=column, load=f"batches of {size}", repeat=repeat, metrics=figures)
+        bench.step()
+        return
+    with bench.server(column, MEDIUM) as server:
+        yield _loaded(bench, server, "medium", "closed", repeat, bench.files(MEDIUM).calls, in_flight=MEDIUM_IN_FLIGHT)
+
+
+def goodput(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
+    """The medium model offered more than it can do: what is still answered in time."""
+    calls = bench.files(MEDIUM).calls
+    with bench.server(column, MEDIUM) as server:
+        capacity = bench.load(server.target, calls, in_flight=MEDIUM_IN_FLIGHT)["rps"]
+        for times in OVERLOADS:
+            shape = {"rate": capacity * times, "deadline_ms": GOODPUT_DEADLINE_MS}
+            sample = _loaded(bench, server, "goodput", f"{times:g}x", repeat, calls, **shape)
+            yield dataclasses.replace(sample, metrics=sample.metrics | {"offered_rps": capacity * times})
+
+
+def queue(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
+    """The core's cost of a request with many waiting, over that with few; measured without a server."""
+    if importlib.util.find_spec("bench.micro_scheduling") is None:
+        bench.say("queue: bench.micro_scheduling is not there, left out")
+        return
+    bench.say("queue: the core alone")
+    told = _python(bench, "bench.micro_scheduling", "--json")
+    figures = {"ratio": float(told["ratio"])}
+    bench.step()
+    yield Sample(
+        case="queue", column=column, load="100000 over 100", repeat=repeat, metrics=figures, detail={"told": told}
+    )
+
+
+def startup(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
+    """Process start to first answer. The first start, which fills caches, is thrown away."""
+    bench.say(f"startup: {COLUMNS[column].title}")
+    if repeat == 0:
+        with bench.server(column, SMALL):
+            pass
+    with bench.server(column, SMALL) as server:
+        figures = {"seconds": server.ready_s, "rss_mib": server.rss() / 2**20}
+    bench.step()
+    yield Sample(case="startup", column=column, load="first answer", repeat=repeat, metrics=figures)
+
+
+def memory(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
+    """Memory after a tenth of the requests, and after all."""
+    calls = bench.files(SMALL).calls
+    with bench.server(column, SMALL) as server:
+        bench.say(f"memory: {server.column.title}, {bench.memory_requests:,} requests")
+        rate = bench.load(server.target, calls, in_flight=64, seconds=1.0, warm_up=0.5)["rps"]
+        for load, part in (("before", 0.1), ("after", 0.9)):
+            answered = 0
+            while answered < bench.memory_requests * part:
+                left = max(0.2, (bench.memory_requests * part - answered) / rate)
+                answered += bench.load(server.target, calls, in_flight=64, seconds=left, warm_up=0.0)["requests"]
+            figures = {"rss_mib": server.rss() / 2**20, "requests": float(answered)}
+            yield Sample(case="memory", column=column, load=load, repeat=repeat, metrics=figures)
+        bench.step()
+
+
+def parts(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
+    """Where the time of one request goes: the server's own timings, CPU time by thread, and a profile."""
+    files = bench.files(SMALL)
+    with bench.server(column, SMALL) as server:
+        for in_flight in (0, 32, 128):
+            load = f"beside {in_flight} in flight" if in_flight else "alone"
+            bench.say(f"parts: {server.column.title}, {load}")
+            command = []
+            if in_flight:
+                command = generator.arguments(server.target, files.calls, bench.seconds, 0.3, {"in_flight": in_flight})
+            figures, detail = breakdown.measure(server, files.timed_calls, command, bench.load_core, bench.seconds)
+            bench.step()
+            yield Sample(case="parts", column=column, load=load, repeat=repeat, metrics=figures, detail=detail)
+
+
+def ceiling(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
+    """The generator against a server that does nothing: what it could measure at most."""
+    calls = bench.files(SMALL).calls
+    with generator.fixed_server(calls, bench.server_core) as target:
+        for in_flight in (32, 128):
+            bench.say(f"ceiling: {in_flight} in flight")
+            figures = _figures(bench.load(target, calls, in_flight=in_flight))
+            bench.step()
+            yield Sample(case="ceiling", column=column, load=f"{in_flight} in flight", repeat=repeat, metrics=figures)
+
+
+def _python(bench: Bench, module: str, *arguments: str) -> dict[str, Any]:
+    """Runs a module on the server's core and reads the JSON that it writes last."""
+    command = ["taskset", "-c", str(bench.server_core), sys.executable, "-m", module, *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        raise BenchError(f"{module} failed: {finished.stderr.strip()[-2000:]}")
+    told: dict[str, Any] = json.loads(finished.stdout)
+    return told
+
+
+PEERS = ("grpc_aio", "grpc_threads")
+ALL = ("forebay", "forebay_aio", *PEERS)
+CASES = {
+    case.key: case
+    for case in (
+        Case(key="ceiling", title="the generator's own limit", columns=("fixed-server",), measure=ceiling, once=True),
+        Case(key="unary", title="Predict, small model", columns=ALL, measure=unary),
+        Case(key="streams", title="StreamPredict, small model", columns=("forebay", "grpc_aio"), measure=streams),
+        Case(key="large", title="600 KB requests", columns=ALL, measure=large),
+        Case(key="medium", title="a model of over 1 ms a row", columns=("inprocess", *ALL), measure=medium),
+        Case(key="goodput", title="overload", columns=("forebay", "grpc_aio"), measure=goodput),
+        Case(key="latency", title="latency against load", columns=("forebay", *PEERS), measure=latency),
+        Case(key="queue", title="100,000 waiting", columns=("forebay",), measure=queue, once=True),
+        Case(key="startup", title="process start to first answer", columns=ALL, measure=startup),
+        Case(key="memory", title="memory after many requests", columns=("forebay",), measure=memory, once=True),
+        Case(key="parts", title="where one request's time goes", columns=("forebay",), measure=parts, once=True),
+    )
+}  # fmt: skip
+NOT_SERVERS = {"fixed-server", "inprocess"}
+
+
+def select(only: Sequence[str], columns: Sequence[str]) -> list[Case]:
+    """The cases named in `only` (all if empty), in their order, with no more than the columns wanted.
+
+    Raises:
+        BenchError: A name is unknown.
+    """
+    for names, known in ((only, list(CASES)), (columns, list(COLUMNS))):
+        for name in names:
+            if name not in known:
+                raise BenchError(f"there is no `{name}`; there are {', '.join(known)}")
+    chosen = []
+    for case in CASES.values():
+        kept = tuple(column for column in case.columns if column in NOT_SERVERS or column in columns)
+        if kept and (not only or case.key in only):
+            chosen.append(dataclasses.replace(case, columns=kept))
+    return chosen
+
+
+def batch_sizes(samples: Sequence[Sample], column: str, load: str) -> Counter[int]:
+    """The batches of one load of the unary case, all repeats together."""
+    sizes: Counter[int] = Counter()
+    for sample in samples:
+        if (sample.case, sample.column, sample.load) == ("unary", column, load):
+            sizes.update(sample.detail["batch_sizes"])
+    return sizes

@@ -1,0 +1,126 @@
+"""The rows of the report: which measurements are compared, and what they have to reach.
+
+Only data. The numbers are those of the design; `report` computes the rows, `cases` measures what they need.
+"""
+
+import dataclasses
+from typing import Literal
+
+BEST = "*"
+"""As a load: the best median over all loads of the case and column."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Point:
+    """A measured figure: the metric of one case, column and load."""
+
+    case: str
+    column: str
+    load: str
+    metric: str = "rps"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A row. With `bottom` it is a ratio of medians, without it the median of `top` itself."""
+
+    title: str
+    top: Point
+    bottom: Point | None = None
+    bound: Literal["at least", "at most"]
+    value: float
+    unit: str = ""
+
+
+def _unary(column: str, in_flight: int, metric: str = "rps") -> Point:
+    return Point("unary", column, f"{in_flight} in flight", metric)
+
+
+TARGETS = (
+    Target(
+        title="unary, small model, 32 in flight: requests/s over grpc.aio",
+        top=_unary("forebay", 32),
+        bottom=_unary("grpc_aio", 32),
+        bound="at least",
+        value=15,
+    ),
+    Target(
+        title="unary, small model, 128 in flight: requests/s over grpc.aio",
+        top=_unary("forebay", 128),
+        bottom=_unary("grpc_aio", 128),
+        bound="at least",
+        value=25,
+    ),
+    Target(
+        title="p50 at concurrency 1, small model, over that of grpc.aio",
+        top=_unary("forebay", 1, "p50_ms"),
+        bottom=_unary("grpc_aio", 1, "p50_ms"),
+        bound="at most",
+        value=0.6,
+    ),
+    Target(
+        title="`StreamPredict`, one item per message: items/s over unary requests/s",
+        top=Point("streams", "forebay", "1 item"),
+        bottom=Point("streams", "forebay", "unary"),
+        bound="at least",
+        value=1.0,
+    ),
+    Target(
+        title="`StreamPredict`, 32 items per message: items/s over unary requests/s",
+        top=Point("streams", "forebay", "32 items"),
+        bottom=Point("streams", "forebay", "unary"),
+        bound="at least",
+        value=3,
+    ),
+    Target(
+        title="medium model, closed loop: items/s over in-process batched inference",
+        top=Point("medium", "forebay", "closed"),
+        bottom=Point("medium", "inprocess", BEST),
+        bound="at least",
+        value=0.95,
+    ),
+    Target(
+        title="600 KB requests, 8 in flight: requests/s over grpc.aio",
+        top=Point("large", "forebay", "8 in flight"),
+        bottom=Point("large", "grpc_aio", "8 in flight"),
+        bound="at least",
+        value=1.8,
+    ),
+    *(
+        Target(
+            title=f"goodput at {times} times capacity, over its peak",
+            top=Point("goodput", "forebay", f"{times}x", "goodput_rps"),
+            bottom=Point("goodput", "forebay", BEST, "goodput_rps"),
+            bound="at least",
+            value=0.9,
+        )
+        for times in (2, 5, 10)
+    ),
+    Target(
+        title="admission and dispatch with 100,000 waiting, over that with 100",
+        top=Point("queue", "forebay", "100000 over 100", "ratio"),
+        bound="at most",
+        value=2,
+    ),
+    Target(
+        title="process start to first answer, small model, warm file cache",
+        top=Point("startup", "forebay", "first answer", "seconds"),
+        bound="at most",
+        value=1.5,
+        unit=" s",
+    ),
+    Target(
+        title="memory after the requests of the memory case, over that after their first tenth",
+        top=Point("memory", "forebay", "after", "rss_mib"),
+        bottom=Point("memory", "forebay", "before", "rss_mib"),
+        bound="at most",
+        value=1.05,
+    ),
+    Target(
+        title="the generator's own limit, over the fastest unary figure of Forebay",
+        top=Point("ceiling", "fixed-server", "128 in flight"),
+        bottom=Point("unary", "forebay", BEST),
+        bound="at least",
+        value=1.5,
+    ),
+)
