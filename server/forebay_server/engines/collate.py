@@ -1,12 +1,12 @@
 """Puts the inputs of many requests together into one batch, and takes its outputs apart again.
 
-One copy each way: the callers' bytes are joined straight into the memory that the engine reads (its own staging buffers
-if it has such), and each caller's rows are cut out of the outputs as bytes. A `Collator` belongs to one model; it may be
-used by several instances' threads at a time, because after its making it only reads (its one cache is filled
+One copy each way: the callers' bytes are joined straight into the memory that the engine reads (its own staging
+buffers if it has such), and each caller's rows are cut out of the outputs as bytes. A `Collator` belongs to one model;
+it may be used by several instances' threads at a time, because after its making it only reads (its one cache is filled
 idempotently). The runner calls `collate` and `outputs`, whoever completes requests calls `BatchOutputs.data`.
 
-Shapes of requests here, as in `scheduling.request.Request.shapes` and in buckets, are without the batch dimension; for a
-model that is not batched they are whole. It checks nothing that `services.validation` has checked.
+Shapes of requests here, as in `scheduling.request.Request.shapes` and in buckets, are without the batch dimension; for
+a model that is not batched they are whole. It checks nothing that `services.validation` has checked.
 """
 
 import math
@@ -264,7 +264,7 @@ class BatchOutputs:
         self._text = text
         self._cuts = cuts
         self._batched = batched
-        self._small: list[tuple[bytes, int, tuple[int, ...]] | None] = [None] * len(arrays)
+        self._small: list[tuple[bytes, int, tuple[int, ...], tuple[int, ...]] | None] = [None] * len(arrays)
 
     def data(
         self, index: int, start: int, rows: int, shapes: Sequence[tuple[int, ...]] | None = None
@@ -277,31 +277,30 @@ class BatchOutputs:
             rows: How many.
             shapes: The request's own shapes if it was padded to a bucket: its padding is cut away.
         """
-        cuts = self._cuts[index]
-        if shapes is None or cuts is None:
-            small = self._small[index]
-            if small is None:
-                small = self._prepare(index)
+        cuts = self._cuts[index] if shapes is not None else None
+        if cuts is None:
+            small = self._small[index] or self._prepare(index)
             if small is not None:
-                whole, size, shape = small
-                return whole[start * size : (start + rows) * size], (rows, *shape)
+                whole, size, shape, row_shape = small
+                begin = start * size
+                return whole[begin : begin + rows * size], row_shape if rows == 1 else (rows, *shape)
         array = self.arrays[index]
         if self._batched:
             array = array[start : start + rows]
-        if shapes is not None and cuts is not None:
+        if cuts is not None and shapes is not None:
             array = array[_corner(array.ndim, cuts, shapes, 1 if self._batched else 0)]
         if self._text[index]:
             return encode_bytes_elements(array.reshape(-1).tolist()), array.shape
         return array.tobytes(), array.shape
 
-    def _prepare(self, index: int) -> tuple[bytes, int, tuple[int, ...]] | None:
-        """A small output as bytes, the bytes in a row, and a row's shape."""
+    def _prepare(self, index: int) -> tuple[bytes, int, tuple[int, ...], tuple[int, ...]] | None:
+        """A small output as bytes, the bytes in a row, a row's shape, and the shape of a batch of one."""
         array = self.arrays[index]
         if not self._batched or self._text[index] or array.nbytes > SMALL:
             return None
         shape = array.shape
         whole = array.tobytes()
-        small = whole, (len(whole) // shape[0] if shape[0] else 0), shape[1:]
+        small = whole, (len(whole) // shape[0] if shape[0] else 0), shape[1:], (1, *shape[1:])
         self._small[index] = small
         return small
 

@@ -1,10 +1,10 @@
 """The onnxruntime engine: ONNX files on the CPU, or on what other execution providers reach.
 
-One session serves all instances: ONNX Runtime allows `run` from many threads at a time, and the weights are there once.
-`InferenceSession.run` on numpy views was the cheapest public way for small models: 5.3 microseconds for 32 rows of 64
-floats through a linear model, against 7.0 with an IOBinding and 38 with OrtValues (only an IOBinding to fixed buffers is
-cheaper, 3.1, but its two copies eat that up). BF16 has no numpy type that `run` knows, so models with BF16 inputs or
-outputs go through OrtValues.
+One session serves all instances: ONNX Runtime allows `run` from many threads at a time, and the weights are there
+once. `InferenceSession.run` on numpy views was the cheapest public way for small models: 5.3 microseconds for 32 rows
+of 64 floats through a linear model, against 7.0 with an IOBinding and 38 with OrtValues (only an IOBinding to fixed
+buffers is cheaper, 3.1, but its two copies eat that up). BF16 has no numpy type that `run` knows, so models with BF16
+inputs or outputs go through OrtValues.
 
 The package `onnxruntime` is imported when the first model is loaded, not before.
 
@@ -92,8 +92,8 @@ class OnnxRuntimeEngine:
             onnx_file.check_external(self._path, allowed=external_data)
 
         def make_session() -> Any:
-            # By path, not by bytes: from bytes ONNX Runtime parses while it holds the GIL (measured on 108 MB: stalls of
-            # 200-300 ms against under 3 ms).
+            # By path, not by bytes: from bytes ONNX Runtime parses while it holds the GIL (measured on 108 MB: stalls
+            # of 200-300 ms against under 3 ms).
             return onnxruntime.InferenceSession(str(self._path), settings, providers=providers)
 
         try:
@@ -163,8 +163,8 @@ class OnnxRuntimeEngine:
             settings.add_session_config_entry(name, str(int(value) if isinstance(value, bool) else value))
         if entries:
             raise ModelLoadError(
-                f"the engine {self.name!r} has no option {', '.join(sorted(entries))}; it has {', '.join(options.known)} "
-                "and session entries with a dot in their name"
+                f"the engine {self.name!r} has no option {', '.join(sorted(entries))}; "
+                f"it has {', '.join(options.known)} and session entries with a dot in their name"
             )
         return settings
 

@@ -300,7 +300,7 @@ def _read_only(array: Array) -> Array:
 
 
 def _checked(tensor: TensorSpec, value: Any, shape: Sequence[int], rows: int | None, inputs: Sequence[Array]) -> Array:
-    """An output as the specification says: its type, rank, fixed dimensions and rows; a copy if it is part of an input."""
+    """An output as the specification says: its type, rank, fixed dimensions, rows; a copy if it is part of an input."""
     array = np.asarray(value)
     if tensor.data_type is DataType.BYTES:
         array = _as_bytes(tensor, array if array.dtype.kind in "OSU" else np.asarray(value, np.object_))

@@ -1,12 +1,13 @@
 """The synthetic engine: programmable latency, failures and hangs, without a model.
 
-For tests, docs and benchmarks. Its one output `y` is its one input `x` (times `scale`, for numbers), so every answer can
-be checked. It is asked for by a path such as `synthetic:base_ms=5,row_ms=0.2`, by options, or both (the path is
+For tests, docs and benchmarks. Its one output `y` is its one input `x` (times `scale`, for numbers), so every answer
+can be checked. It is asked for by a path such as `synthetic:base_ms=5,row_ms=0.2`, by options, or both (the path is
 stronger). Values that make a row special are compared with the row's first element.
 
 | option | what it does | default |
 |---|---|---|
-| `data_type`, `shape` | of `x` and `y`: `FP32`, and one row as `64`, `3x224x224`, `?` for a free dimension, or empty | `FP32`, `4` |
+| `data_type` | of `x` and `y` | `FP32` |
+| `shape` | of one row: `64`, `3x224x224`, `?` for a free dimension, or empty | `4` |
 | `batched` | whether dimension 0 is the batch | true |
 | `scale` | factor from `x` to `y` | 1 |
 | `base_ms`, `row_ms` | a batch takes base + rows x row; padding counts | 0 |
@@ -19,7 +20,7 @@ stronger). Values that make a row special are compared with the row's first elem
 | `oom_above` | batches of more rows raise OutOfMemory | never |
 | `dies`, `dies_after` | such a row, or so many batches, end the instance for good | none, never |
 | `coupled` | rows see each other: `y` is `x` plus the batch's mean; for the isolation check | false |
-| `from_start` | fail by chance, count or size during warm-up too, that is in the thread that made the instance | false |
+| `from_start` | fail by chance, count or size in the thread that made the instance (at warm-up) too | false |
 | `worker` | never run inline (set by itself if something can hang) | false |
 """
 

@@ -100,7 +100,7 @@ def load(config: ModelConfig, *, cache_dir: Path | None = None, progress: Progre
     found = registry.find(config.engine.name, config.path)
     if isinstance(found.path, Path):
         _check_file(found.path)
-    options = _Options(config.engine.instances, config.engine.threads, config.engine.options)
+    options = EngineSettings(config.engine.instances, config.engine.threads, config.engine.options)
     engine = found.factory(found.path, options)
     instances: list[Instance] = []
     try:
@@ -117,7 +117,9 @@ def load(config: ModelConfig, *, cache_dir: Path | None = None, progress: Progre
 
 
 @dataclass(slots=True)
-class _Options:
+class EngineSettings:
+    """What a factory is told: `engines.base.EngineOptions`."""
+
     instances: int
     threads: int
     options: Mapping[str, ParameterValue]

@@ -14,7 +14,7 @@ import numpy as np
 from forebay_server.engines.base import EngineBatch, EngineDead, Instance, ModelLoadError, OutOfMemory
 from forebay_server.engines.python import OutputMismatch
 from forebay_server.models.samples import USUAL, Bucket, Kind, batch_of, bytes_of
-from forebay_server.tensors import FREE, ModelSpec
+from forebay_server.tensors import FREE, Array, ModelSpec
 
 Measurement = tuple[Bucket, int, float]
 """(bucket, rows, seconds in the engine)."""
@@ -79,7 +79,7 @@ def usable_kind(
     return None, said
 
 
-def run(instance: Instance, inputs: Sequence[np.ndarray], rows: int) -> Sequence[np.ndarray]:  # type: ignore[type-arg]  # any
+def run(instance: Instance, inputs: Sequence[Array], rows: int) -> Sequence[Array]:
     """Runs made-up inputs, through the instance's staging buffers if it has some."""
     staged = instance.stage([array.shape for array in inputs])
     if staged is not None:
@@ -123,7 +123,7 @@ def measure(
 
 def median_time(
     instance: Instance,
-    inputs: Sequence[np.ndarray],  # type: ignore[type-arg]  # of any element type
+    inputs: Sequence[Array],
     rows: int,
     *,
     timings: int = TIMINGS,
