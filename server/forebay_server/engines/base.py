@@ -32,7 +32,7 @@ class EngineBatch:
         self, inputs: Sequence[Array], rows: int, parameters: Mapping[str, ParameterValue] = NO_PARAMETERS
     ) -> None:
         self.inputs = inputs
-        """One array per input in the order of the specification, C-contiguous; of a batched model (padded rows, ...)."""
+        """One array per input in the order of the specification, C-contiguous; if batched of (padded rows, ...)."""
         self.rows = rows
         """Rows that hold requests; those after them are padding. 1 if the model is not batched."""
         self.parameters = parameters
@@ -82,7 +82,7 @@ class Engine(Protocol):
     """Whether batches must run in a worker thread however fast they are (GPU engines, engines that may hang)."""
 
     batch_sizes: Sequence[int]
-    """Sizes that batches are padded up to (captured graphs, profiles, a fixed batch dimension), ascending; empty: any."""
+    """Sizes that batches are padded up to (captured graphs, profiles, a fixed dimension), ascending; empty: any."""
 
     def load(self) -> ModelSpec:
         """Opens the model and says what it expects. Called once, before anything else.
