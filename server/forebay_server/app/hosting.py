@@ -37,6 +37,7 @@ class Hosting:
     Attributes:
         settled: Set when every model is ready, or one could not be loaded.
         failure: Why one could not be loaded; empty otherwise.
+        costs: The cost models of those that are ready, by name and version. The dispatcher's.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class Hosting:
         self._intake = intake
         self._dispatcher = dispatcher
         self._on_failed_start = on_failed_start
-        self._hosted: list[tuple[Loaded, CostModel]] = []
+        self._loaded: list[Loaded] = []
+        self.costs: dict[tuple[str, int], CostModel] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._load_all, name="forebay-loader", daemon=True)
         self.settled = threading.Event()
@@ -91,11 +93,12 @@ class Hosting:
     def close(self) -> None:
         """Keeps what was learned about costs, and lets go of the engines. Their instances are closed before."""
         cache = CostCache(self._cache_dir)
-        for loaded, costs in self._hosted:
+        for loaded in self._loaded:
             if loaded.cost_key is not None and loaded.measurements:
-                cache.save(loaded.cost_key, ((point.bucket, point.rows, point.seconds) for point in costs.points()))
+                points = self.costs[loaded.name, loaded.version].points()
+                cache.save(loaded.cost_key, ((point.bucket, point.rows, point.seconds) for point in points))
             loaded.engine.close()
-        self._hosted.clear()
+        self._loaded.clear()
 
     def _load_all(self) -> None:
         self._dispatcher.rest(True)  # an engine that loads may hold the GIL
@@ -156,7 +159,8 @@ class Hosting:
         self._runner.add(
             served.key, policy, costs, loaded.instances, loaded.collator(), loaded.inline, time.monotonic()
         )
-        self._hosted.append((loaded, costs))
+        self._loaded.append(loaded)
+        self.costs[served.key] = costs
         self._catalogue.set_state(served, ModelState.READY, ready_time=time.time())
         self._vitals.model(served.name, ready=True)
 

@@ -23,7 +23,7 @@ from forebay_server.services.intake import Intake
 from forebay_server.services.models import ModelService
 from forebay_server.services.reflection import ReflectionService
 from forebay_server.services.service import Outbox, Service
-from forebay_server.services.status import CODES, refusals
+from forebay_server.services.status import CODE_NAMES, refusals
 from forebay_server.services.vitals import HealthBoard, Vitals
 from forebay_server.telemetry.feed import Feed
 from forebay_server.telemetry.statistics import Statistics
@@ -66,7 +66,7 @@ class Server:
         outbox: Outbox = []
         catalogue = Catalogue()
         core = Core(server_policy(config))
-        self._statistics = Statistics(CODES)
+        self._statistics = Statistics(CODE_NAMES)
         self._feed = Feed(self._statistics, core)
         board = HealthBoard()
 
@@ -88,7 +88,14 @@ class Server:
             intake, outbox, stream_window=config.limits.stream_window, max_send_bytes=limits.max_send_bytes
         )
         inference = self._inference.service()
-        models = ModelService(catalogue, core.figures, self._statistics, outbox, refresh=self._feed.absorb).service()
+        models = ModelService(
+            catalogue,
+            core.figures,
+            lambda key: self._hosting.costs[key].points(),
+            self._statistics,
+            outbox,
+            refresh=self._feed.absorb,
+        ).service()
         health = HealthService(board, outbox, max_watchers=config.limits.watchers).service()
         offered: list[Service] = [inference, models, health]
         if config.server.reflection:

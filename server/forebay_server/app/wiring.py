@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from forebay_server.config.tree import Config, ExposureConfig, ModelConfig
+from forebay_server.config.tree import Config, ExposureConfig, ModelConfig, TlsConfig
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.services.service import Service
 from forebay_server.wire.port import Exposure, Limits, Tls
@@ -45,8 +45,7 @@ def exposures(
             name=name,
             address=exposure.address,
             methods=frozenset(endpoint.method.path for service in services for endpoint in service.endpoints),
-            tls=exposure.tls
-            and Tls(certificate=exposure.tls.certificate, key=exposure.tls.key, client_ca=exposure.tls.client_ca),
+            tls=_tls(exposure.tls) if exposure.tls else None,
             trusted=exposure.trusted,
             reuse_port=exposure.reuse_port,
             outlives_drain=name == "probe",
@@ -54,6 +53,10 @@ def exposures(
         for name, exposure, services in rooms
         if exposure is not None
     ]
+
+
+def _tls(tls: TlsConfig) -> Tls:
+    return Tls(certificate=tls.certificate, key=tls.key, client_ca=tls.client_ca)
 
 
 def server_policy(config: Config) -> ServerPolicy:

@@ -163,6 +163,11 @@ class Collator:
                     raise OutputShape(f"an output of the shape {list(shape)} for a batch of {rows} rows")
         return BatchOutputs(arrays, rows, self._output_text, self._cuts, self._batched)
 
+    @staticmethod
+    def join(pieces: "Sequence[tuple[BatchOutputs, int, int]]") -> "BatchOutputs":
+        """Puts the rows of a request that ran in several batches together: see `BatchOutputs.join`."""
+        return BatchOutputs.join(pieces)
+
     def _layout(self, bucket: Bucket, padded_rows: int) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
         """Per input, the shape of the batch's array and the bytes in a row; remembered for the last few."""
         lead = (padded_rows,) if self._batched else ()
