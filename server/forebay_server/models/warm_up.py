@@ -62,6 +62,8 @@ def usable_kind(
     Raises:
         ModelLoadError: The model can't work at all: it breaks its own specification, dies, or has no memory.
     """
+    if (size := bytes_of(spec, bucket, rows)) > MAX_BYTES:
+        raise ModelLoadError(f"the inputs of a batch of {rows} rows take {size >> 20} MiB, more than can be served")
     said = ""
     for kind in USUAL:
         try:

@@ -170,6 +170,15 @@ def test_sequences_and_optionals_are_refused(onnx_models, opened):
         opened(OnnxRuntimeEngine, path)
 
 
+def test_inputs_without_a_shape_are_refused(onnx_models, opened):
+    """An input of unknown rank is not mistaken for a scalar; a scalar is taken."""
+    with pytest.raises(ModelLoadError, match="the input 'x' has no shape"):
+        opened(OnnxRuntimeEngine, onnx_models.make_identity_model(shape=None))
+    spec, infer = opened(OnnxRuntimeEngine, onnx_models.make_identity_model(shape=()))
+    assert (spec.inputs[0].shape, spec.batched) == ((), False)
+    assert infer(np.array(3, "f4"), rows=1)[0] == 3
+
+
 def test_no_memory_is_told_from_other_failures():
     """ONNX Runtime has no error code for it, so its text decides."""
     with pytest.raises(OutOfMemory):

@@ -1,7 +1,5 @@
 """Measured costs that outlive the process."""
 
-import os
-
 import pytest
 from forebay_server.models.costs import CostCache, CostKey, agrees, digest_of
 
@@ -49,7 +47,7 @@ def test_a_folder_that_can_not_be_written_is_no_error(tmp_path):
     CostCache(tmp_path / "file" / "cache").save(key(), POINTS)
     CostCache(None).save(key(), POINTS)
     assert CostCache(None).load(key()) == []
-    assert os.listdir(tmp_path) == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_half_off_is_off():

@@ -1,6 +1,7 @@
 """From settings to a model that is ready to run."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 def loaded(tmp_path):
     """Loads models, and closes them at the end."""
     models = []
+    before = list(sys.path)
 
     def load_one(path, **settings):
         cache = settings.pop("cache_dir", None)
@@ -30,6 +32,7 @@ def loaded(tmp_path):
     yield load_one
     for model in models:
         model.close()
+    sys.path[:] = before
 
 
 def test_a_bare_file_is_enough(onnx_models, loaded):
@@ -120,6 +123,12 @@ def test_every_bucket_is_measured(onnx_models, loaded):
     model = loaded(onnx_models.make_sequence_model(), buckets=BucketsConfig(shapes={"x": [[4], [8]]}))
     assert {bucket for bucket, _, _ in model.measurements} == {((4,),), ((8,),)}
     assert model.buckets.of(((5,),)) == ((8,),)
+
+
+def test_rows_that_are_too_large_are_refused(onnx_models, loaded):
+    """A dimension that no message can hold (a damaged file, say) is refused before memory is asked for it."""
+    with pytest.raises(ModelLoadError, match="take 4194304 MiB, more than can be served"):
+        loaded(onnx_models.make_identity_model(shape=("N", 2**40)))
 
 
 def test_ids_stay_in_the_vocabulary(onnx_models, loaded):
