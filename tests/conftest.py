@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 
 class OnnxModels:
@@ -14,8 +15,6 @@ class OnnxModels:
 
     def make_linear_model(self, inputs=64, outputs=10, *, batch="N", name="linear") -> Path:
         """`y = x @ W + b` with `W[i, j] = (i + j) % 5 - 2` and `b[j] = j`: exact in FP32 for small integers."""
-        from onnx import TensorProto, helper, numpy_helper
-
         weights = ((np.arange(inputs)[:, None] + np.arange(outputs)) % 5 - 2).astype(np.float32)
         bias = np.arange(outputs, dtype=np.float32)
         return self.save(
@@ -34,16 +33,12 @@ class OnnxModels:
 
     def make_identity_model(self, dtype="FLOAT", shape=("N", 3), *, name=None) -> Path:
         """`y = x`; `dtype` is the name of an ONNX type, such as `FLOAT` or `STRING`."""
-        from onnx import TensorProto, helper
-
         kind = TensorProto.DataType.Value(dtype)
         node = helper.make_node("Identity", ["x"], ["y"])
         return self.save(name or f"identity_{dtype.lower()}", [node], [("x", kind, shape)], [("y", kind, shape)])
 
     def make_coupled_model(self, *, name="coupled") -> Path:
         """`y = x - mean of x over the batch`: a row's answer depends on its neighbours."""
-        from onnx import TensorProto, helper
-
         nodes = [
             helper.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1),
             helper.make_node("Sub", ["x", "m"], ["y"]),
@@ -53,8 +48,6 @@ class OnnxModels:
 
     def make_two_input_model(self, *, second="N", name="two") -> Path:
         """`total = a + b` and `product = a * b`, of FP32; `second` is the batch dimension's name in `b`."""
-        from onnx import TensorProto, helper
-
         nodes = [helper.make_node("Add", ["a", "b"], ["total"]), helper.make_node("Mul", ["a", "b"], ["product"])]
         return self.save(
             name,
@@ -69,16 +62,12 @@ class OnnxModels:
 
     def make_sequence_model(self, *, name="sequence") -> Path:
         """`y = x + 1` for rows of any length: shapes `[N, S]`."""
-        from onnx import TensorProto, helper, numpy_helper
-
         one = numpy_helper.from_array(np.array(1, np.float32), "one")
         tensors = [("x", TensorProto.FLOAT, ["N", "S"])], [("y", TensorProto.FLOAT, ["N", "S"])]
         return self.save(name, [helper.make_node("Add", ["x", "one"], ["y"])], *tensors, [one])
 
     def make_embedding_model(self, *, vocabulary=5, name="embedding") -> Path:
         """`y = table[ids]`: integers over `vocabulary` make it fail."""
-        from onnx import TensorProto, helper, numpy_helper
-
         table = numpy_helper.from_array(np.arange(vocabulary * 2, dtype=np.float32).reshape(vocabulary, 2), "table")
         node = helper.make_node("Gather", ["table", "ids"], ["y"])
         return self.save(
@@ -87,7 +76,6 @@ class OnnxModels:
 
     def save(self, name, nodes, inputs, outputs, initializers=()) -> Path:
         """Writes a graph; inputs and outputs are (name, type, shape), or value infos."""
-        from onnx import helper
 
         def infos(tensors):
             return [

@@ -10,28 +10,28 @@ MODULES = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "joblib"
 FILES = sorted(path for folder in ("server", "clients") for path in (ROOT / folder).rglob("*.py"))
 
 
+def named(node):
+    """The modules and names that a node imports, or that it calls an importer with."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    if isinstance(node, ast.Call):
+        function = ast.unparse(node.func)
+        if function.endswith(("import_module", "__import__")):
+            return [str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)]
+        return [function]
+    return []
+
+
 def offences(source):
     """What in a module could unpickle, as (line, text)."""
     for node in ast.walk(ast.parse(source)):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Call):
-            for keyword in node.keywords:
-                if keyword.arg == "allow_pickle" and not (
-                    isinstance(keyword.value, ast.Constant) and keyword.value.value is False
-                ):
-                    yield node.lineno, "allow_pickle"
-            function = ast.unparse(node.func)
-            if function == "torch.load" or function.endswith(("import_module", "__import__")):
-                arguments = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-                if function == "torch.load" or any(str(argument).split(".")[0] in MODULES for argument in arguments):
-                    yield node.lineno, function
-        for name in names:
+        for name in named(node):
             if name.split(".")[0] in MODULES or name == "torch.load":
                 yield node.lineno, name
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+            yield node.lineno, "allow_pickle"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

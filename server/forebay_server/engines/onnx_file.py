@@ -1,12 +1,14 @@
 """Looks into an ONNX file without loading it: whether it is one, and which other files it wants to read.
 
 A walk over the few protobuf fields that can hold tensors, over a memory map: weights are skipped, not read. It exists
-so that a model can't make ONNX Runtime open files that the operator has not allowed. It checks nothing else: whether
-the graph makes sense is ONNX Runtime's to say. Called by the onnxruntime engine only.
+so that a model can't make ONNX Runtime open files that the operator has not allowed, and to tell an input without a
+shape from a scalar, which ONNX Runtime does not. Whether the graph makes sense is ONNX Runtime's to say. Called by the
+onnxruntime engine only.
 """
 
 import mmap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -36,11 +38,8 @@ def external_files(path: Path) -> set[str]:
         ModelLoadError: It is not a protobuf message of ONNX's outline.
         OSError: It can't be read.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            return set(_locations(data, 0, len(data), _MODEL, 0))
-        except (ValueError, IndexError, UnicodeDecodeError) as error:
-            raise ModelLoadError(f"{path}: not a whole ONNX file: {error}") from error
+    with _mapped(path) as data:
+        return set(_locations(data, 0, len(data), _MODEL, 0))
 
 
 def check_external(path: Path, *, allowed: bool) -> None:
@@ -60,6 +59,41 @@ def check_external(path: Path, *, allowed: bool) -> None:
             raise ModelLoadError(f"{path}: wants to read the file {location!r} outside its own folder")
         if not target.is_file():
             raise ModelLoadError(f"{path}: its data file {location!r} is missing")
+
+
+def shapeless_inputs(path: Path) -> list[str]:
+    """The names of inputs that are tensors of unknown rank.
+
+    Raises:
+        ModelLoadError: As for `external_files`.
+        OSError: As for `external_files`.
+    """
+    with _mapped(path) as data:
+        whole = (0, len(data))
+        names = []
+        for graph in _submessages(data, whole, 7):
+            for value in _submessages(data, graph, 11):
+                name = b"".join(data[first:last] for first, last in _submessages(data, value, 1))
+                for kind in _submessages(data, value, 2):
+                    tensors = _submessages(data, kind, 1)
+                    if tensors and not any(_submessages(data, tensor, 2) for tensor in tensors):
+                        names.append(name.decode(errors="replace"))
+        return names
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The file's bytes; what the walk over them complains about becomes a sentence."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            yield data
+        except ValueError as error:  # UnicodeDecodeError is one too
+            raise ModelLoadError(f"{path}: not a whole ONNX file: {error}") from error
+
+
+def _submessages(data: mmap.mmap, span: tuple[int, int], wanted: int) -> list[tuple[int, int]]:
+    fields = _fields(data, *span)
+    return [(first, last) for number, wire, first, last in fields if number == wanted and wire == _BYTES]
 
 
 def _locations(data: mmap.mmap, start: int, end: int, kind: int, depth: int) -> Iterator[str]:

@@ -63,7 +63,7 @@ _OUT_OF_MEMORY: Final = ("failed to allocate memory", "out of memory", "bad_allo
 class OnnxRuntimeEngine:
     """An ONNX file."""
 
-    suffixes: ClassVar[Sequence[str]] = (".onnx", ".ort")
+    suffixes: ClassVar[Sequence[str]] = (".onnx",)
 
     name = "onnxruntime"
 
@@ -88,8 +88,9 @@ class OnnxRuntimeEngine:
         external_data = options.take("external_data", default=False)
         self._session_per_instance = options.take("session_per_instance", default=False)
         settings = self._session_options(onnxruntime, options)
-        if self._path.suffix.lower() == ".onnx":
-            onnx_file.check_external(self._path, allowed=external_data)
+        onnx_file.check_external(self._path, allowed=external_data)
+        if shapeless := onnx_file.shapeless_inputs(self._path):
+            raise ModelLoadError(f"{self._path}: the input {shapeless[0]!r} has no shape, not even free dimensions")
 
         def make_session() -> Any:
             # By path, not by bytes: from bytes ONNX Runtime parses while it holds the GIL (measured on 108 MB: stalls

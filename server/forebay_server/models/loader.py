@@ -127,13 +127,13 @@ class EngineSettings:
 
 def _check_file(path: Path) -> None:
     try:
-        if path.is_dir():
-            raise ModelLoadError(f"{path}: a folder, not a model file")
-        if not path.exists():
-            raise ModelLoadError(f"{path}: no such file")
         with path.open("rb") as file:
             if not file.read(1):
                 raise ModelLoadError(f"{path}: the file is empty")
+    except IsADirectoryError as error:
+        raise ModelLoadError(f"{path}: a folder, not a model file") from error
+    except FileNotFoundError as error:
+        raise ModelLoadError(f"{path}: no such file") from error
     except OSError as error:
         raise ModelLoadError(f"{path}: can't be read: {error.strerror or error}") from error
 
@@ -209,7 +209,8 @@ def _warm(loaded: Loaded, cache: CostCache) -> None:
             _unbatch(loaded, "warm-up found no input that it takes, so its rows could not be compared")
         return
     _check_batch(loaded, buckets[0], kind, rng)
-    buckets = buckets if loaded.spec.batched or loaded.buckets.only is None else [_whole(loaded, buckets[0], smallest)]
+    if not loaded.spec.batched:
+        buckets = [_whole(loaded, buckets[0], smallest)]
     loaded.measurements = _measured(loaded, buckets, kind, rng, cache)
     for instance in loaded.instances[1:]:
         for bucket, rows, _ in loaded.measurements:
@@ -271,12 +272,19 @@ def _measured(
         if agrees(pairs):
             return kept
     measurements: list[Measurement] = []
+    limit = loaded.max_batch_size
     begin = time.monotonic()
     for bucket in buckets:
         rungs = sizes if time.monotonic() - begin < warm_up.TOTAL_TIME else sizes[:1]
-        measurements += warm_up.measure(first, loaded.spec, bucket, rungs, kind, rng)
-    cache.save(loaded.cost_key, measurements)
-    return measurements
+        points, fits = warm_up.measure(first, loaded.spec, bucket, rungs, kind, rng)
+        measurements += points
+        if not fits:
+            _log.warning("no memory for larger batches", model=loaded.name, rows=points[-1][1], bucket=bucket)
+            loaded.max_batch_size = min(loaded.max_batch_size, points[-1][1])
+            sizes = warm_up.ladder(loaded.max_batch_size, loaded.batch_sizes)
+    if loaded.max_batch_size == limit:  # what has no memory now may have it next time
+        cache.save(loaded.cost_key, measurements)
+    return [point for point in measurements if point[1] <= loaded.max_batch_size]
 
 
 def _choose(loaded: Loaded) -> None:

@@ -49,8 +49,13 @@ def name_of(path: str) -> str:
     Raises:
         ConfigError: That is not a name.
     """
-    engine, _, rest = path.partition(":")
-    stem = Path(path).stem if not rest else rest.rpartition(":")[2].rpartition(".")[2] if "=" not in rest else engine
+    engine, colon, rest = path.partition(":")
+    if not colon:
+        stem = Path(path).stem
+    elif not rest or "=" in rest:  # an engine's name and its options
+        stem = engine
+    else:
+        stem = rest.rpartition(":")[2].rpartition(".")[2]
     return check_name(stem, f"the model of {path!r} (give it a name)")
 
 

@@ -4,6 +4,7 @@ What values a model bears is not in its specification (ids beyond a vocabulary m
 kinds, to be tried in order.
 """
 
+import math
 from collections.abc import Sequence
 from enum import Enum
 from typing import Final
@@ -56,10 +57,7 @@ def batch_of(spec: ModelSpec, bucket: Bucket, rows: int, kind: Kind, rng: np.ran
 def bytes_of(spec: ModelSpec, bucket: Bucket, rows: int) -> int:
     """About how much memory such a batch takes."""
     sizes = zip(spec.inputs, bucket, strict=True)
-    return (
-        sum(NUMPY_DTYPES[tensor.data_type].itemsize * int(np.prod(shape, dtype=np.int64)) for tensor, shape in sizes)
-        * rows
-    )
+    return sum(NUMPY_DTYPES[tensor.data_type].itemsize * math.prod(shape) for tensor, shape in sizes) * rows
 
 
 def stack(batches: Sequence[Sequence[Array]]) -> list[Array]:

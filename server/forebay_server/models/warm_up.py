@@ -62,6 +62,8 @@ def usable_kind(
     Raises:
         ModelLoadError: The model can't work at all: it breaks its own specification, dies, or has no memory.
     """
+    if (size := bytes_of(spec, bucket, rows)) > MAX_BYTES:
+        raise ModelLoadError(f"the inputs of a batch of {rows} rows take {size >> 20} MiB, more than can be served")
     said = ""
     for kind in USUAL:
         try:
@@ -98,10 +100,14 @@ def measure(
     rng: np.random.Generator,
     *,
     clock: Callable[[], float] = time.perf_counter,
-) -> list[Measurement]:
+) -> tuple[list[Measurement], bool]:
     """The cost of each size, from the smallest up, until it gets too slow, too large, or no better.
 
-    Sizes that the device has no memory for, and those after them, are missing: the caller caps the batch there.
+    Returns:
+        The points, and whether the device had memory for all that were tried; if not, the last point is what fits.
+
+    Raises:
+        OutOfMemory: Not even the smallest size fits.
     """
     found: list[Measurement] = []
     best = 0.0
@@ -112,13 +118,15 @@ def measure(
         try:
             seconds = median_time(instance, inputs, size, clock=clock)
         except OutOfMemory:
-            break
+            if not found:
+                raise
+            return found, False
         found.append((bucket, size, seconds))
         throughput = size / seconds
         if seconds > SLOW or throughput < FALLING * best:
             break
         best = max(best, throughput)
-    return found
+    return found, True
 
 
 def median_time(

@@ -143,8 +143,8 @@ def test_small_and_large_outputs_give_the_same_bytes():
     collator = Collator(spec_of(DataType.FP64))
     for columns in (3, SMALL):
         array = np.arange(4 * columns, dtype="<f8").reshape(4, columns)
-        for given in (array, np.asfortranarray(array)):
-            outputs = collator.outputs([given], 4)
+        for laid_out in (array, np.asfortranarray(array)):
+            outputs = collator.outputs([laid_out], 4)
             assert outputs.data(0, 1, 2) == (array[1:3].tobytes(), (2, columns))
             assert outputs.data(0, 3, 1) == (array[3:].tobytes(), (1, columns))
 
@@ -188,9 +188,8 @@ def batches(draw):
         inputs = []
         for kind, shape in zip(types, shapes, strict=True):
             if kind is DataType.BYTES:
-                elements = [
-                    bytes(rng.integers(0, 256, rng.integers(0, 5), np.uint8)) for _ in range(rows * math.prod(shape))
-                ]
+                lengths = rng.integers(0, 5, rows * math.prod(shape))
+                elements = [rng.bytes(length) for length in lengths]
                 array = np.empty((rows, *shape), object)
                 array.reshape(-1)[:] = elements
                 inputs.append(elements)

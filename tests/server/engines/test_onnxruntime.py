@@ -1,12 +1,13 @@
 """The onnxruntime engine: specifications, values of every type, options, and files that are no models."""
 
+import contextlib
 import random
 import threading
 
 import ml_dtypes
 import numpy as np
 import pytest
-from forebay_server.engines.base import ModelLoadError, OutOfMemory, RejectInput
+from forebay_server.engines.base import EngineBatch, ModelLoadError, OutOfMemory, RejectInput
 from forebay_server.engines.onnxruntime import OnnxRuntimeEngine, _raise_if_out_of_memory
 from forebay_server.tensors import FREE, NUMPY_DTYPES, DataType, TensorSpec
 from onnx import TensorProto, helper, numpy_helper
@@ -112,13 +113,10 @@ def test_instances_share_a_session_and_run_at_the_same_time(onnx_models, setting
     wrong = []
 
     def work(instance, value):
-        from forebay_server.engines.base import EngineBatch
-
         x = np.full((5, 64), value, np.float32)
         expected = onnx_models.linear(x)
-        for _ in range(200):
-            if not np.array_equal(instance.infer(EngineBatch([x], 5))[0], expected):
-                wrong.append(value)
+        answers = [instance.infer(EngineBatch([x], 5))[0] for _ in range(200)]
+        wrong.extend(value for answer in answers if not np.array_equal(answer, expected))
 
     threads = [threading.Thread(target=work, args=(engine.instance(index), index)) for index in range(4)]
     for thread in threads:
@@ -172,6 +170,15 @@ def test_sequences_and_optionals_are_refused(onnx_models, opened):
         opened(OnnxRuntimeEngine, path)
 
 
+def test_inputs_without_a_shape_are_refused(onnx_models, opened):
+    """An input of unknown rank is not mistaken for a scalar; a scalar is taken."""
+    with pytest.raises(ModelLoadError, match="the input 'x' has no shape"):
+        opened(OnnxRuntimeEngine, onnx_models.make_identity_model(shape=None))
+    spec, infer = opened(OnnxRuntimeEngine, onnx_models.make_identity_model(shape=()))
+    assert (spec.inputs[0].shape, spec.batched) == ((), False)
+    assert infer(np.array(3, "f4"), rows=1)[0] == 3
+
+
 def test_no_memory_is_told_from_other_failures():
     """ONNX Runtime has no error code for it, so its text decides."""
     with pytest.raises(OutOfMemory):
@@ -195,7 +202,7 @@ def test_external_data_needs_permission(onnx_models, opened, tmp_path):
     """Other files are read only if an option says so."""
     (tmp_path / "weights.bin").write_bytes(np.ones(16, "<f4").tobytes())
     path = external_model(onnx_models, "weights.bin")
-    with pytest.raises(ModelLoadError, match="wants to read the file 'weights.bin'; set the engine option"):
+    with pytest.raises(ModelLoadError, match=r"wants to read the file 'weights\.bin'; set the engine option"):
         opened(OnnxRuntimeEngine, path)
     _, infer = opened(OnnxRuntimeEngine, path, external_data=True)
     assert infer(np.ones((1, 4), np.float32))[0].tolist() == [[4.0] * 4]
@@ -235,28 +242,23 @@ def test_damaged_files_are_errors_never_crashes(onnx_models, opened, tmp_path):
         flipped = bytearray(whole)
         flipped[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
         damaged.append(bytes(flipped))
-    refused = 0
+    sentences = []
     for number, data in enumerate(damaged):
         path = tmp_path / f"damaged{number}.onnx"
         path.write_bytes(data)
         try:
             spec, infer = opened(OnnxRuntimeEngine, path)
         except ModelLoadError as error:
-            refused += 1
-            assert str(path) in str(error)
-            assert "\n" not in str(error)
+            sentences.append((str(path), str(error)))
             continue
-        shapes = [tuple(1 if length == FREE else length for length in tensor.shape) for tensor in spec.inputs]
-        try:
-            infer(
-                *[
-                    np.zeros(shape, NUMPY_DTYPES[tensor.data_type])
-                    for shape, tensor in zip(shapes, spec.inputs, strict=True)
-                ]
-            )
-        except Exception:
-            continue
-    assert refused >= 30
+        inputs = []
+        for tensor in spec.inputs:
+            shape = tuple(1 if length == FREE else min(length, 1000) for length in tensor.shape)
+            inputs.append(np.zeros(shape, NUMPY_DTYPES[tensor.data_type]))
+        with contextlib.suppress(Exception):  # it may well fail; the process must not
+            infer(*inputs)
+    assert len(sentences) >= 30
+    assert all(path in sentence and sentence.isprintable() for path, sentence in sentences)
 
 
 @pytest.mark.parametrize("data", [b"not a model at all", b"PK\x03\x04" + b"\0" * 100, bytes(range(64))])

@@ -8,7 +8,11 @@ from forebay_server.engines.base import EngineBatch, ModelLoadError, RejectInput
 from forebay_server.engines.python import OutputMismatch, PythonEngine, model
 from forebay_server.tensors import FREE, DataType, ModelSpec, TensorSpec
 
-HEADER = "import numpy as np\nfrom forebay_server.engines.base import RejectInput\nfrom forebay_server.engines.python import model\n"
+HEADER = """
+import numpy as np
+from forebay_server.engines.base import RejectInput
+from forebay_server.engines.python import model
+"""
 
 
 @pytest.fixture
