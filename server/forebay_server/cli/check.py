@@ -4,13 +4,16 @@ Models are loaded, warmed up and measured as `serve` would do it, so this is als
 batched.
 """
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from forebay_server.cli import display
 from forebay_server.cli.guard import Failed
 from forebay_server.cli.settings import configured, server_options
 
@@ -21,8 +24,6 @@ if TYPE_CHECKING:
     from forebay_server.config.tree import ModelConfig
     from forebay_server.models.loader import Loaded
     from forebay_server.tensors import TensorSpec
-
-PIPE_WIDTH = 160  # columns where the output is no terminal
 
 
 @click.command()
@@ -40,17 +41,15 @@ def check(
       forebay check model.onnx
       forebay check --config forebay.toml
     """
-    from rich.console import Console  # noqa: PLC0415  # heavy
-
     from forebay_server.config.load import explain  # noqa: PLC0415  # `forebay --help` does without
 
     loaded = configured(models, file, settings, shortcuts)
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PIPE_WIDTH)
+    console = display.console()
     _settings(console, [found for found in explain(*loaded) if not found.path.startswith("models.")])
     every = explain(*loaded)
     failed = 0
     for index, model in enumerate(loaded.config.models):
-        console.rule(model.path, style="bold")
+        console.print(f"\n{model.path}", style="bold", markup=False)
         prefix = f"models.{index}."
         own = [found for found in every if found.path.startswith(prefix)]
         failed += 0 if _model(console, model, own, prefix, no_load=no_load) else 1
@@ -69,9 +68,8 @@ def _model(
     from forebay_server.errors import ConfigError  # noqa: PLC0415  # as above
     from forebay_server.models.loader import load  # noqa: PLC0415  # heavy
 
-    _quiet_logs()
     try:
-        with console.status(f"loading {config.path}"):
+        with _quiet_logs(), console.status(f"loading {config.path}"):
             loaded = load(config)
     except (ConfigError, ModelLoadError) as error:
         _settings(console, explained)
@@ -85,16 +83,20 @@ def _model(
     return True
 
 
-def _quiet_logs() -> None:
-    """Warnings go to stderr: stdout has the report."""
-    import logging  # noqa: PLC0415  # only here
-
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Only errors are logged, and on stderr: the report on stdout says what the loader would warn of."""
     import structlog  # noqa: PLC0415  # heavy
 
+    before = structlog.get_config()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def _with_own_file(

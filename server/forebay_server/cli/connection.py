@@ -30,14 +30,25 @@ def client_options(command: CommandT) -> CommandT:
     """Gives a command the options that `connect` takes."""
     file = click.Path(exists=True, dir_okay=False, path_type=Path)
     for option in (
-        click.option("--tenant", default="", envvar="FOREBAY_TENANT", help="Who calls, for servers that believe it."),
+        click.option(
+            "--tenant",
+            default="",
+            envvar="FOREBAY_TENANT",
+            show_envvar=True,
+            help="Who calls, for servers that believe it.",
+        ),
         click.option("--tls-name", default="", metavar="NAME", help="The name in the server's certificate."),
         click.option("--tls-key", type=file, help="The private key of --tls-cert, PEM."),
         click.option("--tls-cert", type=file, help="Our own certificate chain, PEM (mTLS)."),
         click.option("--tls-ca", type=file, help="The CAs of the server's certificate, PEM."),
         click.option("--tls", is_flag=True, help="Use TLS; implied by the other --tls options."),
         click.option(
-            "--address", default=ADDRESS, show_default=True, envvar="FOREBAY_ADDRESS", help="host:port or unix:/path."
+            "--address",
+            default=ADDRESS,
+            show_default=True,
+            envvar="FOREBAY_ADDRESS",
+            show_envvar=True,
+            help="host:port or unix:/path.",
         ),
     ):
         command = option(command)

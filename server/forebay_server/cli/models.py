@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
+from forebay_server.cli import display
 from forebay_server.cli.connection import Connection, client_options, connect
 
 if TYPE_CHECKING:
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 @client_options
 def models(name: str, **connection: Unpack[Connection]) -> None:
     """List the models of a server, or show one with its statistics."""
-    from rich.console import Console  # noqa: PLC0415  # heavy
-
-    console = Console(soft_wrap=True)
+    console = display.console()
     with connect(connection) as client:
         if not name:
             _list(console, client.models())

@@ -137,8 +137,9 @@ def stream(
                     advance(stop - done)
                     done = stop
             except ForebayError as error:
-                results.add(done, rows.total, error)  # what was never sent fails with the stream
-                advance(rows.total - done)
+                if done < rows.total:  # what was never sent fails with the stream
+                    results.add(done, rows.total, error)
+                    advance(rows.total - done)
 
     _command(model, version, inputs, output, deadline, connection, run)
 

@@ -3,8 +3,8 @@
 * `.npy`: an array. `.npz`: arrays by input name.
 * `.json`: `{"x": [...], ...}` by input name, or a list of rows, each an object by input name, or (for one input) its
   values. `.jsonl`: such a row on each line.
-* `.csv`: a row on each line. A header may name inputs (`age,income`) and their elements (`x.0,x.1`); without one all
-  columns together are the row of the only input.
+* `.csv`: a row on each line. The first line may name inputs (`age,income`) and their elements (`x.0,x.1`); else all
+  columns together are the row of the only input, under names of their own or none.
 
 Numbers are cast if nothing is lost but the precision of floats. A row may be given flat if the model's shape says how
 to fold it. Called by `predict` and `stream`.
@@ -63,7 +63,10 @@ def read_rows(version: "ModelVersion", given: Sequence[str]) -> Rows:
     found: dict[str, tuple[Any, str]] = {}
     for text in given:
         name, path = _name_and_path(text, specs)
-        for key, values in _read(path).items():
+        content = _read(path)
+        if path.suffix.lower() == ".csv":
+            content = _named_columns(content[ONLY], specs)
+        for key, values in content.items():
             where = name or key or _only(specs, path)
             if where not in specs:
                 raise ConfigError(f"{path}: the model has no input {where!r}; it takes {', '.join(specs)}")
@@ -161,16 +164,25 @@ def _read_csv(path: Path) -> dict[str, Any]:
     for number, row in enumerate(rows):
         if len(row) != len(rows[0]):
             raise ValueError(f"row {number} has {len(row)} columns, and row 0 has {len(rows[0])}")
-    header = rows[0]
-    if not all(re.fullmatch(r"[A-Za-z_][^,]*", cell.strip()) and not _is_number(cell) for cell in header):
-        return {ONLY: rows}
-    columns: dict[str, list[int]] = {}
-    for index, cell in enumerate(header):
-        columns.setdefault(re.sub(r"[.\[]\d+\]?$", "", cell.strip()), []).append(index)
-    return {
-        name: [row[places[0]] if len(places) == 1 else [row[place] for place in places] for row in rows[1:]]
-        for name, places in columns.items()
-    }
+    return {ONLY: rows}
+
+
+def _named_columns(rows: list[list[str]], specs: Mapping[str, "TensorSpec"]) -> dict[str, Any]:
+    """The columns of a CSV file by the input that they belong to, if its first line names inputs."""
+    bases = [re.sub(r"(\.\d+|\[\d+\])$", "", cell.strip()) for cell in rows[0]]
+    if all(base in specs for base in bases):
+        columns: dict[str, list[int]] = {}
+        for index, base in enumerate(bases):
+            columns.setdefault(base, []).append(index)
+        return {
+            name: [row[places[0]] if len(places) == 1 else [row[place] for place in places] for row in rows[1:]]
+            for name, places in columns.items()
+        }
+    # Names of features over the numbers of the only input.
+    numeric = len(specs) == 1 and next(iter(specs.values())).data_type not in {"BYTES", "BOOL"}
+    if numeric and len(rows) > 1 and not any(map(_is_number, rows[0])):
+        return {ONLY: rows[1:]}
+    return {ONLY: rows}
 
 
 def _is_number(cell: str) -> bool:
@@ -232,10 +244,10 @@ def _numbers(array: Array, where: str, spec: "TensorSpec") -> Array:
 
 def _fit(array: Array, spec: "TensorSpec", where: str) -> Array:
     """The array with the dimensions that the model wants, if it says clearly how."""
-    if not spec.batched or array.ndim == len(spec.shape):
-        return array
     row = spec.shape[1:]
-    if array.ndim == len(row) and all(want in (-1, have) for want, have in zip(row, array.shape, strict=True)):
+    if not spec.batched or (array.ndim == len(spec.shape) and _matches(row, array.shape[1:])):
+        return array
+    if _matches(row, array.shape):
         return array[None]  # one row
     if array.ndim < len(spec.shape) and row.count(-1) <= 1:
         try:
@@ -245,3 +257,8 @@ def _fit(array: Array, spec: "TensorSpec", where: str) -> Array:
     raise ConfigError(
         f"{where}: input {spec.name!r} has the shape {list(array.shape)}, and the model takes {list(spec.shape)}"
     )
+
+
+def _matches(wanted: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether a shape is what a specification wants."""
+    return len(wanted) == len(shape) and all(want in (-1, have) for want, have in zip(wanted, shape, strict=True))

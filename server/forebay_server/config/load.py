@@ -87,7 +87,9 @@ def load(
     layers = _Layers()
     if file is not None:
         layers.add_file(file)
-    named = [(("models", str(layers.models + index), "path"), path) for index, path in enumerate(models)]
+    named: list[tuple[Keys, str]] = [
+        (("models", str(layers.models + index), "path"), path) for index, path in enumerate(models)
+    ]
     for keys, path in named:  # before the variables, so that these can speak of them by number
         layers.add(keys, path, "command line")
     for variable, value in sorted((environment or {}).items()):

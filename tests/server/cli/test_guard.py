@@ -92,7 +92,7 @@ def test_control_c_is_quiet(server, tmp_path):
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=30)
 
-    assert (process.returncode, out, errors) == (130, b"", b"")
+    assert (process.returncode, out, errors.strip()) == (130, b"", b"")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import click
 import pytest
 from forebay_server import app
 from forebay_server.cli.settings import SHORTCUTS
-from forebay_server.config.load import Flag, load
+from forebay_server.config import documentation
+from forebay_server.config.load import load
 
 
 @pytest.fixture
@@ -86,13 +87,11 @@ def test_a_setting_needs_a_value(forebay):
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS, ids=lambda shortcut: shortcut.option)
 def test_every_option_stands_for_a_setting_that_there_is(shortcut):
-    """Wrong values are refused by the setting's own rules, with the option's name."""
-    try:
-        load(models=["m"], flags=[Flag(shortcut.setting, "1", shortcut.option)])
-    except Exception as error:  # noqa: BLE001  # any other but the expected one fails below
-        assert "is not a setting" not in str(error)
-        assert shortcut.option in str(error)
-    assert isinstance(shortcut.help, str)
+    """None is left behind when a setting gets another name."""
+    known = {setting.path for setting in documentation.settings()}
+    path = shortcut.setting.replace("models.*", "models.N").replace("models.0", "models.N")
+
+    assert path in known
     assert click.Option([shortcut.option]).name == shortcut.option.removeprefix("--").replace("-", "_")
 
 
