@@ -1,5 +1,6 @@
 """The options of the commands that call a server, and the client that they make."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
@@ -57,6 +58,7 @@ def client_options(command: CommandT) -> CommandT:
 
 def connect(connection: Connection) -> "Client":
     """The client. The first call connects."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log would stand among our sentences
     from forebay_client import Client, Tls  # noqa: PLC0415  # heavy
 
     tls = None
