@@ -82,6 +82,12 @@ lint: env build/googleapis ## ruff, buf, rustfmt, clippy
 .PHONY: types
 types: env ## mypy, strict
 	$(BIN)/mypy
+	MYPYPATH=gen/python:server:clients/python $(BIN)/mypy tests/clients/typing_examples.py
+
+.PHONY: docs
+docs: env ## Write docs/configuration.md from the tree of settings
+	mkdir -p docs
+	$(BIN)/forebay config --markdown > docs/configuration.md
 
 .PHONY: go-check
 go-check: ## The generated Go compiles and vets

@@ -1,0 +1,81 @@
+"""Runs a command and turns what goes wrong into one sentence on stderr and an exit code.
+
+* 0: done.
+* 1: it failed: the server refused or was not there, some rows have no result, a service is not healthy.
+* 2: it was told something wrong: an option, a setting, a file, a model.
+* 70: a fault of Forebay itself.
+* 130: interrupted (Ctrl-C).
+
+`FOREBAY_DEBUG=1` shows the traceback of any of them.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from forebay_server.errors import ConfigError
+
+FAILED = 1
+WRONG = 2
+FAULT = 70
+INTERRUPTED = 130
+
+
+class Failed(Exception):
+    """A command has failed. The text is one clear sentence."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `forebay` and returns its exit code. Without arguments, those of the process."""
+    from forebay_server.cli.root import root  # noqa: PLC0415  # the guard has to stand before anything can fail
+
+    try:
+        result = root.main(
+            list(arguments) if arguments is not None else None, prog_name="forebay", standalone_mode=False
+        )
+    except BaseException as error:  # noqa: BLE001  # nothing leaves but a sentence and a code
+        return _explained(error)
+    return result if isinstance(result, int) else 0
+
+
+def _explained(error: BaseException) -> int:
+    """Says what was wrong, and returns the exit code."""
+    code, sentence = _judged(error)
+    if os.environ.get("FOREBAY_DEBUG", "") not in {"", "0"}:
+        traceback.print_exception(error)
+    if sentence:
+        click.echo(f"forebay: {sentence}", err=True)
+    return code
+
+
+def _judged(error: BaseException) -> tuple[int, str]:
+    # Looked up rather than imported: who has not called a server has not loaded the client.
+    client = sys.modules.get("forebay_client")
+    match error:
+        case KeyboardInterrupt() | click.exceptions.Abort():
+            judged = INTERRUPTED, ""
+        case SystemExit(code=int(code)):
+            judged = code, ""
+        case click.UsageError(ctx=context):
+            help_page = f" (see {context.command_path} --help)" if context is not None else ""
+            judged = WRONG, f"{error.format_message().rstrip('.')}{help_page}"
+        case click.ClickException():
+            judged = WRONG, error.format_message()
+        case ConfigError():
+            judged = WRONG, str(error)
+        case Failed():
+            judged = FAILED, str(error)
+        case BrokenPipeError():
+            # Whoever read our output has gone; what is still buffered must not fail at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            judged = FAILED, ""
+        case OSError(filename=str(name)):
+            judged = FAILED, f"{name}: {error.strerror}"
+        case _ if client is not None and isinstance(error, client.ForebayError):
+            judged = FAILED, str(error)
+        case _:
+            judged = FAULT, f"internal fault: {type(error).__name__}: {error}; FOREBAY_DEBUG=1 shows where"
+    return judged

@@ -1,0 +1,95 @@
+"""`forebay models`: lists the models of a server, or shows one with its statistics."""
+
+from typing import TYPE_CHECKING, Unpack
+
+import click
+
+from forebay_server.cli import display
+from forebay_server.cli.connection import Connection, client_options, connect
+
+if TYPE_CHECKING:
+    from forebay_client import Model, ModelStatistics, ModelVersion, TensorSpec
+    from rich.console import Console
+
+
+@click.command()
+@click.argument("name", default="")
+@client_options
+def models(name: str, **connection: Unpack[Connection]) -> None:
+    """List the models of a server, or show one with its statistics."""
+    console = display.console()
+    with connect(connection) as client:
+        if not name:
+            _list(console, client.models())
+            return
+        model, statistics = client.model(name), {figures.version: figures for figures in client.statistics(name)}
+    for version in model.versions:
+        _show(console, model, version, statistics.get(version.version))
+
+
+def _list(console: "Console", models: "list[Model]") -> None:
+    from rich.table import Table  # noqa: PLC0415  # heavy
+
+    table = Table(box=None, header_style="bold")
+    for column in ("MODEL", "VERSION", "STATE", "ENGINE", "INPUTS", "OUTPUTS", "BATCH"):
+        table.add_column(column)
+    for model in models:
+        for version in model.versions:
+            default = " (default)" if version.version == model.default_version else ""
+            table.add_row(
+                model.name,
+                f"{version.version}{default}",
+                version.state,
+                version.engine,
+                ", ".join(map(described, version.inputs)),
+                ", ".join(map(described, version.outputs)),
+                str(version.max_batch_size),
+            )
+    console.print(table)
+
+
+def described(spec: "TensorSpec") -> str:
+    """A tensor's name, type and shape, such as `x FP32[?, 64]`."""
+    return f"{spec.name} {spec.data_type}[{', '.join('?' if length < 0 else str(length) for length in spec.shape)}]"
+
+
+def _show(console: "Console", model: "Model", version: "ModelVersion", figures: "ModelStatistics | None") -> None:
+    labels = [label for label, number in model.labels.items() if number == version.version]
+    console.print(f"{model.name} version {version.version}", style="bold", highlight=False, markup=False)
+    facts = {
+        "state": f"{version.state} {version.state_message}".strip(),
+        "labels": ", ".join(labels),
+        "engine": f"{version.engine}, {version.instances} instance(s), {version.run_mode}",
+        "inputs": ", ".join(map(described, version.inputs)),
+        "outputs": ", ".join(map(described, version.outputs)),
+        "batches": f"at most {version.max_batch_size} rows, best {version.best_batch_size or 'not measured'}, "
+        f"delay {version.max_delay * 1e3:g} ms",
+        "not batched": version.unbatched_because,
+    }
+    if figures is not None:
+        facts |= {
+            "requests": ", ".join(
+                f"{outcome.requests} {outcome.code}{f' ({outcome.reason})' if outcome.reason else ''}"
+                for outcome in figures.outcomes
+            )
+            or "none",
+            "waiting now": f"{figures.queued_rows} rows, {figures.held_bytes} bytes held",
+        }
+        for what, latency in (
+            ("request", figures.request_time),
+            ("queue", figures.queue_time),
+            ("compute", figures.compute_time),
+        ):
+            if latency.count:
+                facts[f"{what} time"] = (
+                    f"p50 {latency.p50 * 1e3:.3g} ms, p90 {latency.p90 * 1e3:.3g} ms, p99 {latency.p99 * 1e3:.3g} ms"
+                )
+        facts["batch sizes"] = ", ".join(f"{rows}: {count}" for rows, count in sorted(figures.batch_sizes.items()))
+        facts["started by"] = ", ".join(f"{reason}: {count}" for reason, count in figures.dispatches.items())
+        facts["predicted"] = ", ".join(
+            f"{cost.bucket + ' ' if cost.bucket else ''}{cost.rows} rows: {cost.predicted * 1e3:.3g} ms"
+            for cost in figures.costs
+        )
+    for what, text in facts.items():
+        if text:
+            console.print(f"  {what:<13}{text}", highlight=False, markup=False)

@@ -1,0 +1,54 @@
+"""The command `forebay`, and its commands by name. A command's module is imported when it is asked for."""
+
+from importlib import import_module, metadata
+from typing import Final
+
+import click
+
+COMMANDS: Final = {
+    "serve": "forebay_server.cli.serve:serve",
+    "check": "forebay_server.cli.check:check",
+    "config": "forebay_server.cli.config:config",
+    "predict": "forebay_server.cli.predict:predict",
+    "stream": "forebay_server.cli.predict:stream",
+    "models": "forebay_server.cli.models:models",
+    "health": "forebay_server.cli.health:health",
+}
+
+
+class Commands(click.Group):
+    """A group whose commands are imported one by one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        """The names, in the order of the help page."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click's signature
+        """The command of this name."""
+        place = COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        module, _, name = place.partition(":")
+        command = getattr(import_module(module), name)
+        return command if isinstance(command, click.Command) else None
+
+
+def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001  # click's signature
+    if value and not context.resilient_parsing:
+        click.echo(f"forebay {metadata.version('forebay')}")
+        context.exit()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and exit."
+)
+def root() -> None:
+    """Forebay: a gRPC-native inference server.
+
+    Requests collect in front of an engine and go through together.
+
+    \b
+      forebay serve model.onnx
+      forebay predict --model model --input rows.csv
+    """

@@ -1,0 +1,42 @@
+"""Every setting is documented, and the committed page is current."""
+
+from pathlib import Path
+
+import msgspec
+from forebay_server.config import documentation
+from forebay_server.config.load import explain, load
+
+
+def test_every_setting_has_a_text_under_it():
+    """Who adds a setting says what it is for, in a sentence."""
+    bare = [setting.path for setting in documentation.settings() if not setting.documentation.endswith(".")]
+
+    assert bare == []
+
+
+def test_settings_are_those_of_the_tree():
+    """None is forgotten, and each has its variable, its unit and its default."""
+    by_path = {setting.path: setting for setting in documentation.settings()}
+    models = {found.path.replace("models.0.", "models.N.") for found in explain(*load(models=["m"]))}
+
+    assert models - {"server.operator", "server.probe", "tenants", "server.public.tls"} == {
+        path.replace(".NAME", "")
+        for path in by_path
+        if not path.startswith(("server.operator.", "server.probe.", "tenants.")) and ".tls." not in path
+    }
+    assert by_path["models.N.batching.max_delay_ms"][1:5] == (
+        "FOREBAY_MODELS__N__BATCHING__MAX_DELAY_MS",
+        "number >= 0",
+        "ms",
+        0.0,
+    )
+    assert by_path["server.public.address"].default == "127.0.0.1:8500"
+    assert by_path["server.operator.address"].default is msgspec.NODEFAULT
+    assert by_path["models.N.engine.options.NAME"].allowed == "true | false, number or text"
+
+
+def test_the_committed_page_is_current():
+    """`make docs` writes it."""
+    page = Path(__file__).parents[3] / "docs" / "configuration.md"
+
+    assert page.read_text() == documentation.markdown()
