@@ -118,20 +118,14 @@ class InferenceService:
             return
         now = self.clock()
         try:
-            message = _parse(body)
-        except DecodeError:
-            self.outbox.append((FAIL, call, MALFORMED))
-            return
-        try:
-            request = intake.build(
-                UnaryInference,
-                self,
-                call,
-                message,
-                intake.deadline(deadline, now),
-                intake.tenant(peer, metadata) if metadata is not None else (peer and peer.identity) or "",
-                now,
-            )
+            deadline = intake.deadline(deadline, now)
+            tenant = intake.tenant(peer, metadata)
+            body = body or b""
+            request = intake.quick(UnaryInference, self, call, body, deadline, tenant, now)
+            if request is None:
+                message = _parse(body)
+                request = intake.build(UnaryInference, self, call, message, deadline, tenant, now)
+                intake.learn(body, message, request)
             if request.rows:
                 refusal = intake.admit(request, now)
                 if refusal is None:
@@ -142,6 +136,8 @@ class InferenceService:
                 self.outbox.append((RESPOND, call, request.encoder.empty(request.tail)))
         except ForebayError as error:
             self.outbox.append((FAIL, call, failure(error)))
+        except DecodeError:
+            self.outbox.append((FAIL, call, MALFORMED))
         except Exception as error:  # noqa: BLE001 - nothing that one message does may stop the dispatcher
             self.outbox.append((FAIL, call, failure(internal(error, method="Predict"))))
 

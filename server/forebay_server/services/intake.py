@@ -15,6 +15,7 @@ from forebay_server import errors
 from forebay_server.errors import ForebayError
 from forebay_server.scheduling.request import Batch, Level, Priority, Request, State
 from forebay_server.services.codec import Encoder, Outputs, parameters_of, request_id_part, timings_part
+from forebay_server.services.templates import Templates
 from forebay_server.services.validation import Rules, check_name, validate
 from forebay_server.tensors import ModelSpec
 from forebay_server.wire.port import Metadata, Peer
@@ -201,6 +202,7 @@ class Intake:
         self._tenant_key = tenant_key.lower()
         self._events: list[Event] = [] if events is None else events
         self._plans: dict[tuple[str, int], Plan] = {}
+        self._templates = Templates()
         self.draining = False
         """Whether new requests are refused."""
 
@@ -220,6 +222,75 @@ class Intake:
                 if key == self._tenant_key and isinstance(value, str):
                     return value
         return peer.identity or ""
+
+    def quick(
+        self, kind: type[AnInference], owner: Any, ident: int, body: bytes, deadline: float, tenant: str, now: float
+    ) -> AnInference | None:
+        """Makes a request of a serialized message that is like an earlier one; None if it takes `build`.
+
+        Args: as for `build`, with the message's bytes.
+
+        Raises:
+            ForebayError: The request can't be run.
+        """
+        template = self._templates.match(body)
+        if template is None:
+            return None
+        if self._resolve(template.model, template.version) is not template.served:
+            self._templates.clear()
+            return None
+        like = template.example
+        return kind(
+            like.lane,
+            like.rows,
+            like.nbytes,
+            deadline,
+            [body[template.offset :]],
+            now,
+            tenant,
+            like.priority,
+            like.shapes,
+            like.parameters,
+            like.encoder,
+            like.tail,
+            like.report,
+            owner,
+            ident,
+        )
+
+    def learn(self, body: bytes, message: inference_pb2.PredictRequest, request: Inference) -> None:
+        """Has later messages like this one take `quick`, if they can.
+
+        Args:
+            body: A serialized message.
+            message: The same, parsed.
+            request: What `build` made of it.
+        """
+        if not request.rows or len(request.inputs) != 1 or not self._templates.worthwhile(body):
+            return
+        plan = self._plan(message.model, message.version)
+        (data,) = request.inputs
+        rule = plan.rules.inputs[0]
+        if not rule.item or rule.inspect:
+            return
+        example = Inference(
+            request.lane,
+            request.rows,
+            request.nbytes,
+            0.0,
+            (),
+            0.0,
+            "",
+            request.priority,
+            request.shapes,
+            request.parameters,
+            request.encoder,
+            request.tail,
+            request.report,
+            None,
+            0,
+        )
+        self._templates.learn(body, data, message, plan.served, example)
 
     def build(
         self,
@@ -311,3 +382,4 @@ class Intake:
     def forget(self, key: tuple[str, int]) -> None:
         """Drops what is remembered of a model version that is gone."""
         self._plans.pop(key, None)
+        self._templates.clear()
