@@ -50,6 +50,11 @@ def request_id_part(request_id: str) -> bytes:
     return _serialized(inference_pb2.PredictResponse(request_id=request_id)) if request_id else b""
 
 
+def echoed_id_part(body: bytes, start: int) -> bytes:
+    """The same, from a serialized request whose last field, at `start`, is its request id."""
+    return _ECHO + body[start + 1 :]
+
+
 def timings_part(batch: Batch, *, arrival: float, now: float) -> bytes:
     """The part of a response that says where the time went.
 
@@ -72,6 +77,9 @@ def timings_part(batch: Batch, *, arrival: float, now: float) -> bytes:
             )
         )
     )
+
+
+_ECHO: Final = inference_pb2.PredictResponse(request_id="x").SerializeToString()[:1]
 
 
 class _Output:
@@ -177,7 +185,7 @@ def _readable(output: _Output, data: bytes, shape: tuple[int, ...]) -> bytes:
     return _serialized(inference_pb2.PredictResponse(outputs=[tensor]))
 
 
-# --- Stream results: the ids and lengths around a response differ from item to item, so they are written by hand. -----
+# --- Streams: the ids and lengths around items and results differ from one to the next, so they are handled here. -----
 
 
 def varint(number: int) -> bytes:
@@ -211,6 +219,9 @@ _RESULTS = _tag(inference_pb2.StreamPredictResponse, "results")
 _ID = _tag(inference_pb2.StreamResult, "id")
 _RESPONSE = _tag(inference_pb2.StreamResult, "response")
 _ERROR = _tag(inference_pb2.StreamResult, "error")
+(_ITEMS,) = _tag(inference_pb2.StreamPredictRequest, "items")
+(_ITEM_ID,) = _tag(inference_pb2.StreamItem, "id")
+(_ITEM_REQUEST,) = _tag(inference_pb2.StreamItem, "request")
 
 
 def result_part(item: int, response: bytes) -> bytes:
@@ -233,6 +244,52 @@ def error_part(item: int, status: bytes) -> bytes:
     """
     inner = _ID + varint(item) + _ERROR + varint(len(status))
     return _RESULTS + varint(len(inner) + len(status)) + inner + status
+
+
+def split_items(body: bytes, most: int) -> list[tuple[int, bytes]] | None:
+    """The ids and serialized requests of a `StreamPredictRequest` that holds only items with an id and a request.
+
+    None if it holds anything else or more than so many; then it has to be parsed. The requests are not looked at: they
+    may be anything.
+    """
+    items: list[tuple[int, bytes]] = []
+    position, end = 0, len(body)
+    try:
+        while position < end:
+            if body[position] != _ITEMS:
+                return None
+            length, position = _read_varint(body, position + 1)
+            stop = position + length
+            if stop > end or body[position] != _ITEM_ID:
+                return None
+            ident, position = _read_varint(body, position + 1)
+            if body[position] != _ITEM_REQUEST:
+                return None
+            length, position = _read_varint(body, position + 1)
+            if position + length != stop:
+                return None
+            if len(items) == most:
+                return None
+            items.append((ident, body[position:stop]))
+            position = stop
+    except IndexError:
+        return None
+    return items
+
+
+def _read_varint(body: bytes, position: int) -> tuple[int, int]:
+    """An integer of at most 63 bits, and the position after it. Raises IndexError if it is longer, or cut off."""
+    byte = body[position]
+    number = byte & 0x7F
+    shift = 7
+    while byte & 0x80:
+        if shift > 56:
+            raise IndexError
+        position += 1
+        byte = body[position]
+        number |= (byte & 0x7F) << shift
+        shift += 7
+    return number, position + 1
 
 
 def _serialized(message: Message) -> bytes:

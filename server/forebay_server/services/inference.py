@@ -121,8 +121,10 @@ class InferenceService:
             deadline = intake.deadline(deadline, now)
             tenant = intake.tenant(peer, metadata)
             body = body or b""
-            request = intake.quick(UnaryInference, self, call, body, deadline, tenant, now)
-            if request is None:
+            template = intake.match(body)
+            if template is not None:
+                request = intake.follow(template, UnaryInference, self, call, body, deadline, tenant, now)
+            else:
                 message = _parse(body)
                 request = intake.build(UnaryInference, self, call, message, deadline, tenant, now)
                 intake.learn(body, message, request)

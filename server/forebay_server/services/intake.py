@@ -14,8 +14,15 @@ from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError
 from forebay_server.scheduling.request import Batch, Level, Priority, Request, State
-from forebay_server.services.codec import Encoder, Outputs, parameters_of, request_id_part, timings_part
-from forebay_server.services.templates import Templates
+from forebay_server.services.codec import (
+    Encoder,
+    Outputs,
+    echoed_id_part,
+    parameters_of,
+    request_id_part,
+    timings_part,
+)
+from forebay_server.services.templates import Template, Templates
 from forebay_server.services.validation import Rules, check_name, validate
 from forebay_server.tensors import ModelSpec
 from forebay_server.wire.port import Metadata, Peer
@@ -223,43 +230,52 @@ class Intake:
                     return value
         return peer.identity or ""
 
-    def quick(
-        self, kind: type[AnInference], owner: Any, ident: int, body: bytes, deadline: float, tenant: str, now: float
-    ) -> AnInference | None:
-        """Makes a request of a serialized message that is like an earlier one; None if it takes `build`.
-
-        Args: as for `build`, with the message's bytes.
-
-        Raises:
-            ForebayError: The request can't be run.
-        """
+    def match(self, body: bytes) -> Template | None:
+        """The template that a serialized message follows; None if it has to be parsed."""
         template = self._templates.match(body)
         if template is None:
             return None
-        if self._resolve(template.model, template.version) is not template.served:
-            self._templates.clear()
-            return None
+        try:
+            if self._resolve(template.model, template.version) is template.served:
+                return template
+        except ForebayError:
+            pass  # the usual way will say why
+        self._templates.clear()
+        return None
+
+    def follow(
+        self,
+        template: Template,
+        kind: type[AnInference],
+        owner: Any,
+        ident: int,
+        body: bytes,
+        deadline: float,
+        tenant: str,
+        now: float,
+    ) -> AnInference:
+        """Makes a request of a serialized message that follows a template; otherwise as `build`."""
         like = template.example
         return kind(
             like.lane,
             like.rows,
             like.nbytes,
             deadline,
-            [body[template.offset :]],
+            [body[template.offset : template.end]],
             now,
             tenant,
             like.priority,
             like.shapes,
             like.parameters,
             like.encoder,
-            like.tail,
+            echoed_id_part(body, template.end) if template.id_length else like.tail,
             like.report,
             owner,
             ident,
         )
 
     def learn(self, body: bytes, message: inference_pb2.PredictRequest, request: Inference) -> None:
-        """Has later messages like this one take `quick`, if they can.
+        """Has later messages like this one follow a template, if they can.
 
         Args:
             body: A serialized message.
@@ -282,7 +298,7 @@ class Intake:
             0.0,
             "",
             request.priority,
-            request.shapes,
+            request.shapes,  # type: ignore[arg-type]  # as it was given
             request.parameters,
             request.encoder,
             request.tail,

@@ -26,10 +26,11 @@ from google.protobuf.message import DecodeError
 from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
 from forebay_server.scheduling.request import Batch
-from forebay_server.services.codec import Outputs, error_part, result_part
+from forebay_server.services.codec import Outputs, error_part, result_part, split_items
 from forebay_server.services.intake import Inference, Intake
 from forebay_server.services.service import Outbox
 from forebay_server.services.status import failure, internal, status_bytes
+from forebay_server.services.templates import Template
 from forebay_server.wire.port import CREDIT, FAIL, FINISH, SEND, Event
 
 MAX_ITEMS: Final = 1024
@@ -47,6 +48,10 @@ MALFORMED = failure(InvalidRequest([("", "the message can't be parsed as a Strea
 DRAINING = errors.Draining("the server is shutting down")
 DRAINING_STATUS = status_bytes(DRAINING)
 DRAINING_FAILURE = failure(DRAINING)
+
+
+_Item = tuple[int, Any, Template | None]
+"""The id of an item, and its request's bytes with the template that they follow, or the parsed item and None."""
 
 
 class ItemInference(Inference):
@@ -167,6 +172,8 @@ class Streams:
         self._streams: dict[int, _Stream] = {}
         self.dirty: list[_Stream] = []
         """Streams that `flush` has to look at."""
+        self._lesson: bytes | None = None
+        """The bytes of an item's request that followed no template, in the message that is taken up."""
         self.max_response = max_send_bytes - 64
         """Bytes; the rest is for what is around a response."""
         self.too_large = status_bytes(errors.MessageTooLarge(f"the response is larger than {max_send_bytes} bytes"))
@@ -243,31 +250,53 @@ class Streams:
 
     def _take(self, stream: _Stream, body: bytes) -> None:
         """Takes up a message."""
-        try:
-            message = _parse(body)
-        except DecodeError:
-            self._fail(stream, MALFORMED)
-            return
         first = not stream.started
         stream.started = True
-        if message.HasField("options"):
-            if not first:
-                self._fail_invalid(stream, "options", "only in the first message")
+        items = self._cut(body)
+        if items is None:
+            try:
+                message = _parse(body)
+            except DecodeError:
+                self._fail(stream, MALFORMED)
                 return
-            self._configure(stream, message.options)
-        items = message.items
-        count = len(items)
-        if count > MAX_ITEMS:
-            self._fail_invalid(stream, "items", f"at most {MAX_ITEMS}, not {count}")
+            if message.HasField("options"):
+                if not first:
+                    self._fail_invalid(stream, "options", "only in the first message")
+                    return
+                self._configure(stream, message.options)
+            if len(message.items) <= MAX_ITEMS:
+                items = [(item.id, item, None) for item in message.items]
+        if items is None or len(items) > MAX_ITEMS:
+            self._fail_invalid(stream, "items", f"more than {MAX_ITEMS}")
             return
-        stream.last_items = count or 1
+        stream.last_items = len(items) or 1
         stream.last_bytes = len(body)
+        self._items(stream, items)
+        self._lesson = None
+
+    def _cut(self, body: bytes) -> list[_Item] | None:
+        """The items of a message whose requests all follow templates; None if it has to be parsed."""
+        parts = split_items(body, MAX_ITEMS)
+        if parts is None:
+            return None
+        match = self._intake.match
+        items: list[_Item] = []
+        for ident, part in parts:
+            template = match(part)
+            if template is None:
+                # One of them is enough to learn from: a stream's items are mostly of one kind.
+                self._lesson = part
+                return None
+            items.append((ident, part, template))
+        return items
+
+    def _items(self, stream: _Stream, items: list[_Item]) -> None:
+        """Admits items, up to the first that fails the whole stream."""
         now = self.clock()
         deadline = self._intake.deadline(stream.deadline, now)
         draining = self._intake.draining
         flights = stream.flights
-        for position, item in enumerate(items):
-            ident = item.id
+        for position, (ident, item, template) in enumerate(items):
             if ident in flights:
                 self._fail_invalid(stream, f"items[{position}].id", f"{ident} is in flight already")
                 return
@@ -275,29 +304,36 @@ class Streams:
                 stream.settle_at_once(ident, error_part(ident, DRAINING_STATUS))
                 continue
             try:
-                self._admit(stream, item, ident, deadline, now)
+                self._admit(stream, ident, item, template, deadline, now)
             except ForebayError as error:
                 stream.settle_at_once(ident, error_part(ident, status_bytes(error)))
             except Exception as error:  # noqa: BLE001 - one item may not harm the others
                 status = status_bytes(internal(error, method="StreamPredict"))
                 stream.settle_at_once(ident, error_part(ident, status))
 
-    def _admit(self, stream: _Stream, item: Any, ident: int, deadline: float, now: float) -> None:
+    def _admit(
+        self, stream: _Stream, ident: int, item: Any, template: Template | None, deadline: float, now: float
+    ) -> None:
         """Builds and admits one item.
 
         Raises:
             ForebayError: It can't be run.
         """
-        if item.HasField("timeout"):
-            timeout = item.timeout.seconds + item.timeout.nanos * 1e-9
-            if timeout <= 0:
-                raise InvalidRequest([("timeout", "must be positive")])
-            deadline = min(deadline, now + timeout) if stream.deadline != math.inf else self._capped(now, timeout)
         intake = self._intake
-        request = intake.build(ItemInference, stream, ident, item.request, deadline, stream.tenant, now)
-        if not request.rows:
-            stream.settle_at_once(ident, result_part(ident, request.encoder.empty(request.tail)))
-            return
+        if template is not None:
+            request = intake.follow(template, ItemInference, stream, ident, item, deadline, stream.tenant, now)
+        else:
+            if item.HasField("timeout"):
+                timeout = item.timeout.seconds + item.timeout.nanos * 1e-9
+                if timeout <= 0:
+                    raise InvalidRequest([("timeout", "must be positive")])
+                deadline = min(deadline, now + timeout) if stream.deadline != math.inf else self._capped(now, timeout)
+            request = intake.build(ItemInference, stream, ident, item.request, deadline, stream.tenant, now)
+            if not request.rows:
+                stream.settle_at_once(ident, result_part(ident, request.encoder.empty(request.tail)))
+                return
+            if self._lesson is not None:
+                self._learn(item.request, request)
         refusal = intake.admit(request, now)
         if refusal is not None:
             raise refusal
@@ -305,6 +341,13 @@ class Streams:
         if stream.order is not None:
             request.outcome = None
             stream.order.append(request)
+
+    def _learn(self, message: inference_pb2.PredictRequest, request: ItemInference) -> None:
+        """Learns from the item whose bytes were kept, if this is it."""
+        lesson = self._lesson
+        if lesson is not None and lesson == message.SerializeToString():
+            self._lesson = None
+            self._intake.learn(lesson, message, request)
 
     def _capped(self, now: float, timeout: float) -> float:
         """The deadline of an item with a timeout, on a stream without a deadline."""

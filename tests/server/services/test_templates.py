@@ -32,6 +32,37 @@ def test_second_message_of_a_kind_makes_a_template(house, request_for):
     assert {**told(third), "inputs": None} == {**told(again), "inputs": None}
 
 
+def test_request_ids_are_echoed(house, request_for):
+    """Ids of one length share a template; each is echoed as it was sent."""
+    ids = ["id-1", "id-2", "id-3", "id-4", "longer-id", "longer-ie", "longer-if", "äb-4"]
+    for call, name in enumerate(ids):
+        house.predict(call, request_for(request_id=name))
+    assert learned(house) == 2
+
+    house.scheduler.run(*house.scheduler.admitted)
+
+    answers = [inference_pb2.PredictResponse.FromString(body) for _, _, body in house.take()]
+    assert [answer.request_id for answer in answers] == ids
+    assert [len(answer.outputs[0].data) for answer in answers] == [8] * 8
+
+
+def test_stream_items_follow_templates(house, request_for):
+    """Items of a kind that is known are cut out as well, and become the same requests."""
+    house.stream.on_call((2, 4, 1, None, 150.0, None, None))
+    for turn in range(4):
+        message = inference_pb2.StreamPredictRequest()
+        for item in range(3):
+            message.items.add(id=10 * turn + item, request=request_for([turn, item]))
+        house.stream.on_message((3, 4, 1, message.SerializeToString(), 150.0, None, None))
+
+    assert learned(house) == 1
+    assert [request.ident for request in house.scheduler.admitted] == [0, 1, 2, 10, 11, 12, 20, 21, 22, 30, 31, 32]
+    for request in house.scheduler.admitted:
+        values = np.frombuffer(request.inputs[0], "<f4").tolist()
+        assert values == [request.ident // 10, request.ident % 10]
+        assert request.deadline == 150.0
+
+
 def test_same_length_of_another_kind(house, request_for):
     """A message as long as the template but different is parsed, and judged by its own fields."""
     for call in range(3):
@@ -55,10 +86,10 @@ def test_data_of_another_length(house, request_for):
     assert [action[:2] for action in house.take()] == [(FAIL, 9)]
 
 
-@pytest.mark.parametrize("field", ["request_id", "outputs", "readable", "report_timings", "priority"])
+@pytest.mark.parametrize("field", ["outputs", "readable", "report_timings", "priority"])
 def test_fields_after_the_data_take_the_usual_way(house, request_for, field):
     """What comes after the data may change, so there is no template."""
-    value = {"request_id": "mine", "outputs": ["y"], "readable": True, "report_timings": True, "priority": 1}[field]
+    value = {"outputs": ["y"], "readable": True, "report_timings": True, "priority": 1}[field]
     for call in range(4):
         house.predict(call, request_for(**{field: value}))
 
@@ -66,16 +97,32 @@ def test_fields_after_the_data_take_the_usual_way(house, request_for, field):
     assert len(house.scheduler.admitted) == 4
 
 
-def test_end_of_the_message_that_only_looks_like_the_data(request_for):
-    """Data whose bytes happen to be those of the fields after it does not fool anybody."""
+@pytest.mark.parametrize("ending", [b"\x30\x01" * 4, b"\x2a\x06AAAAAA"])
+def test_end_of_the_message_that_only_looks_like_the_data(ending):
+    """Fields after the data that have the very same bytes are not taken for it."""
     tensor = b"\x0a\x01x\x10\x0c\x1a\x02\x01\x02\x22\x08"
-    data = b"\x2a\x06AAAAAA"  # a request id, by its bytes
-    body = b"\x0a\x06double" + b"\x1a" + bytes([len(tensor) + 8]) + tensor + data + data
+    before = b"\x0a\x06double" + b"\x1a" + bytes([len(tensor) + 8]) + tensor
+    body = before + ending + ending
     message = inference_pb2.PredictRequest.FromString(body)
-    assert (message.inputs[0].data, message.request_id) == (data, "AAAAAA")
-    assert body.endswith(data)
+    assert message.inputs[0].data == ending
 
-    assert not Templates().learn(body, data, message, None, None)
+    learner = Templates()
+    learner.learn(body, ending, message, None, None)
+
+    template = learner.match(body)
+    assert (template is None) == (not message.request_id)
+    if template is not None:
+        assert template.prefix == before
+
+
+def test_request_id_inside_the_tensor():
+    """Numbers after the data have the tag of a request id; they are part of the tensor, and there is no template."""
+    tensor = b"\x0a\x01x\x10\x0c\x1a\x02\x01\x02\x22\x08" + b"12345678" + b"\x2a\x08ABCDEFGH"
+    body = b"\x2a\x08ABCDEFGH\x1a" + bytes([len(tensor)]) + tensor
+    message = inference_pb2.PredictRequest.FromString(body)
+    assert (message.request_id, message.inputs[0].data, len(message.inputs[0].numbers)) == ("ABCDEFGH", b"12345678", 1)
+
+    assert not Templates().learn(body, b"12345678", message, None, None)
 
 
 def test_reloaded_model_clears_the_templates(house, request_for, make_served):
@@ -87,7 +134,6 @@ def test_reloaded_model_clears_the_templates(house, request_for, make_served):
     house.predict(4, request_for())
 
     assert house.scheduler.admitted[3].lane.key == ("double", 8)
-    assert learned(house) == 0
 
 
 def test_number_of_templates_is_bounded(house, request_for, monkeypatch):
@@ -129,7 +175,7 @@ def test_a_template_is_right_for_any_data(before, after, rest, order):
     body = body_of(before)
     message = inference_pb2.PredictRequest.FromString(body)
     made = learner.learn(body, before, message, None, None)
-    assert made == (rest == b"" and order[-1] == b"\x22\x10")
+    assert made is (rest == b"" and order[-1] == b"\x22\x10")
     template = learner.match(body_of(after))
     if template is not None:
         assert (
