@@ -246,7 +246,9 @@ def error_part(item: int, status: bytes) -> bytes:
     return _RESULTS + varint(len(inner) + len(status)) + inner + status
 
 
-def split_items(body: bytes, most: int) -> list[tuple[int, bytes]] | None:
+def split_items(  # noqa: PLR0911 - a list of what is not split
+    body: bytes, most: int
+) -> list[tuple[int, bytes]] | None:
     """The ids and serialized requests of a `StreamPredictRequest` that holds only items with an id and a request.
 
     None if it holds anything else or more than so many; then it has to be parsed. The requests are not looked at: they

@@ -15,7 +15,8 @@ from forebay_server import errors
 from forebay_server.errors import ForebayError
 from forebay_server.scheduling.request import Batch
 from forebay_server.services.codec import Outputs
-from forebay_server.services.intake import Inference, Intake
+from forebay_server.services.intake import Intake
+from forebay_server.services.pending import Inference
 from forebay_server.services.service import Endpoint, Outbox, Service
 from forebay_server.services.status import failure, internal
 from forebay_server.services.streams import Streams

@@ -25,11 +25,11 @@ from google.protobuf.message import DecodeError
 
 from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
-from forebay_server.scheduling.request import Batch
-from forebay_server.services.codec import Outputs, error_part, result_part, split_items
-from forebay_server.services.intake import Inference, Intake
+from forebay_server.services.codec import error_part, result_part, split_items
+from forebay_server.services.intake import Intake
 from forebay_server.services.service import Outbox
 from forebay_server.services.status import failure, internal, status_bytes
+from forebay_server.services.stream import ItemInference, Stream
 from forebay_server.services.templates import Template
 from forebay_server.wire.port import CREDIT, FAIL, FINISH, SEND, Event
 
@@ -54,106 +54,6 @@ _Item = tuple[int, Any, Template | None]
 """The id of an item, and its request's bytes with the template that they follow, or the parsed item and None."""
 
 
-class ItemInference(Inference):
-    """A request of a stream item: `ident` is the item's id, `owner` the stream."""
-
-    __slots__ = ("outcome",)
-
-    outcome: bytes | None
-    """On an ordered stream, the finished result until those before it are there."""
-
-    def succeed(self, outputs: Outputs, start: int, batch: Batch) -> None:
-        """Adds the response to the stream's results."""
-        stream = self.owner
-        try:
-            response = self.response(outputs, start, batch, stream.service.clock)
-        except ForebayError as error:
-            stream.settle(self, error_part(self.ident, status_bytes(error)))
-            return
-        except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
-            stream.settle(self, error_part(self.ident, status_bytes(internal(error, method="StreamPredict"))))
-            return
-        if len(response) > stream.service.max_response:
-            stream.settle(self, error_part(self.ident, stream.service.too_large))
-            return
-        stream.settle(self, result_part(self.ident, response))
-
-    def fail(self, error: ForebayError) -> None:
-        """Adds the error to the stream's results."""
-        self.owner.settle(self, error_part(self.ident, status_bytes(error)))
-
-
-class _Stream:
-    """One open stream."""
-
-    __slots__ = (
-        "call",
-        "credits",
-        "deadline",
-        "dirty",
-        "flights",
-        "full",
-        "half_closed",
-        "last_bytes",
-        "last_items",
-        "order",
-        "parked",
-        "parked_bytes",
-        "ready",
-        "service",
-        "started",
-        "tenant",
-        "window",
-    )
-
-    def __init__(self, service: "Streams", call: int, deadline: float, tenant: str, window: int) -> None:
-        self.service = service
-        self.call = call
-        self.deadline = deadline
-        self.tenant = tenant
-        self.window = window
-        self.flights: dict[int, ItemInference | None] = {}
-        """Items in flight by id; None on an ordered stream for one that failed at once."""
-        self.order: deque[ItemInference | tuple[int, bytes]] | None = None
-        """On an ordered stream, the items in flight in order; (id, result) stands for one that failed at once."""
-        self.ready: list[bytes] = []
-        """Results to send."""
-        self.parked: deque[bytes] = deque()
-        """Messages that came when the window was full."""
-        self.parked_bytes = 0
-        self.credits = 0
-        """Messages that may still come."""
-        self.last_items = 1
-        self.last_bytes = 0
-        self.started = False
-        """Whether the first message has come."""
-        self.half_closed = False
-        self.full = False
-        """Whether results wait for a slow reader."""
-        self.dirty = False
-        """Whether it is on the list for `flush`."""
-
-    def settle(self, request: ItemInference, result: bytes) -> None:
-        """Takes the result of an item."""
-        if self.order is None:
-            if self.flights.pop(request.ident, None) is None:
-                return  # the stream is gone
-            self.ready.append(result)
-        else:
-            request.outcome = result
-        if not self.dirty:
-            self.dirty = True
-            self.service.dirty.append(self)
-
-    def settle_at_once(self, item: int, result: bytes) -> None:
-        """Takes the result of an item that was not admitted."""
-        if self.order is None:
-            self.ready.append(result)
-        else:
-            self.flights[item] = None
-            self.order.append((item, result))
-
-
 class Streams:
     """All open streams.
 
@@ -169,8 +69,8 @@ class Streams:
         self._outbox = outbox
         self.clock: Callable[[], float] = intake.clock
         self._window = window
-        self._streams: dict[int, _Stream] = {}
-        self.dirty: list[_Stream] = []
+        self._streams: dict[int, Stream] = {}
+        self.dirty: list[Stream] = []
         """Streams that `flush` has to look at."""
         self._lesson: bytes | None = None
         """The bytes of an item's request that followed no template, in the message that is taken up."""
@@ -191,7 +91,7 @@ class Streams:
         if intake.draining:
             self._outbox.append((FAIL, call, DRAINING_FAILURE))
             return
-        stream = _Stream(self, call, deadline, intake.tenant(peer, metadata), self._window)
+        stream = Stream(self, call, deadline, intake.tenant(peer, metadata), self._window)
         stream.credits = 1
         self._streams[call] = stream
         self._outbox.append((CREDIT, call, 1))
@@ -248,7 +148,7 @@ class Streams:
 
     # --- Items --------------------------------------------------------------------------------------------------------
 
-    def _take(self, stream: _Stream, body: bytes) -> None:
+    def _take(self, stream: Stream, body: bytes) -> None:
         """Takes up a message."""
         first = not stream.started
         stream.started = True
@@ -290,7 +190,7 @@ class Streams:
             items.append((ident, part, template))
         return items
 
-    def _items(self, stream: _Stream, items: list[_Item]) -> None:
+    def _items(self, stream: Stream, items: list[_Item]) -> None:
         """Admits items, up to the first that fails the whole stream."""
         now = self.clock()
         deadline = self._intake.deadline(stream.deadline, now)
@@ -312,7 +212,7 @@ class Streams:
                 stream.settle_at_once(ident, error_part(ident, status))
 
     def _admit(
-        self, stream: _Stream, ident: int, item: Any, template: Template | None, deadline: float, now: float
+        self, stream: Stream, ident: int, item: Any, template: Template | None, deadline: float, now: float
     ) -> None:
         """Builds and admits one item.
 
@@ -353,7 +253,7 @@ class Streams:
         """The deadline of an item with a timeout, on a stream without a deadline."""
         return self._intake.deadline(now + timeout, now)
 
-    def _configure(self, stream: _Stream, options: inference_pb2.StreamOptions) -> None:
+    def _configure(self, stream: Stream, options: inference_pb2.StreamOptions) -> None:
         if options.order == inference_pb2.RESULT_ORDER_AS_SENT:
             stream.order = deque()
         if options.max_in_flight > 0:
@@ -370,15 +270,15 @@ class Streams:
                 if stream.call in self._streams:
                     self._flush(stream)
 
-    def _flush(self, stream: _Stream) -> None:
+    def _flush(self, stream: Stream) -> None:
         if stream.order is not None:
-            _advance(stream)
+            stream.advance()
         if stream.parked and len(stream.flights) < stream.window:
             self._unpark(stream, regardless=False)
             if stream.call not in self._streams:
                 return
             if stream.order is not None:
-                _advance(stream)
+                stream.advance()
         if stream.ready:
             self._send(stream)
         if stream.half_closed:
@@ -388,7 +288,7 @@ class Streams:
         elif not stream.full and not stream.parked:
             self._give_credit(stream)
 
-    def _send(self, stream: _Stream) -> None:
+    def _send(self, stream: Stream) -> None:
         ready = stream.ready
         stream.ready = []
         call = stream.call
@@ -403,7 +303,7 @@ class Streams:
             size += len(result)
         self._outbox.append((SEND, call, b"".join(ready[start:])))
 
-    def _give_credit(self, stream: _Stream) -> None:
+    def _give_credit(self, stream: Stream) -> None:
         """Allows as many messages as the window has room for, going by the last one."""
         room = stream.window - len(stream.flights)
         if room <= 0:
@@ -418,7 +318,7 @@ class Streams:
             self._outbox.append((CREDIT, stream.call, wanted - stream.credits))
             stream.credits = wanted
 
-    def _unpark(self, stream: _Stream, *, regardless: bool) -> None:
+    def _unpark(self, stream: Stream, *, regardless: bool) -> None:
         """Takes up parked messages while the window has room; `regardless`, until few bytes are parked."""
         while stream.parked and (
             len(stream.flights) < stream.window or (regardless and stream.parked_bytes > MAX_PARKED_BYTES)
@@ -429,23 +329,23 @@ class Streams:
             if stream.call not in self._streams:
                 return
 
-    def _touch(self, stream: _Stream) -> None:
+    def _touch(self, stream: Stream) -> None:
         if not stream.dirty:
             stream.dirty = True
             self.dirty.append(stream)
 
     # --- Ends ---------------------------------------------------------------------------------------------------------
 
-    def _fail_invalid(self, stream: _Stream, field: str, sentence: str) -> None:
+    def _fail_invalid(self, stream: Stream, field: str, sentence: str) -> None:
         self._fail(stream, failure(InvalidRequest([(field, sentence)])))
 
-    def _fail(self, stream: _Stream, reason: Any) -> None:
+    def _fail(self, stream: Stream, reason: Any) -> None:
         """Ends the stream with an error; what was accepted is cancelled."""
         if self._streams.pop(stream.call, None) is not None:
             self._outbox.append((FAIL, stream.call, reason))
             self._drop(stream)
 
-    def _drop(self, stream: _Stream) -> None:
+    def _drop(self, stream: Stream) -> None:
         now = self.clock()
         flights = stream.flights
         stream.flights = {}
@@ -454,22 +354,6 @@ class Streams:
         for request in flights.values():
             if request is not None and (stream.order is None or request.outcome is None):
                 self._intake.cancel(request, now)
-
-
-def _advance(stream: _Stream) -> None:
-    """Moves results to `ready` as far as they follow each other without a gap."""
-    order = stream.order
-    while order:
-        head = order[0]
-        if isinstance(head, tuple):
-            ident, result = head
-        elif head.outcome is not None:
-            ident, result = head.ident, head.outcome
-        else:
-            break
-        order.popleft()
-        stream.flights.pop(ident, None)
-        stream.ready.append(result)
 
 
 _parse: Any = inference_pb2.StreamPredictRequest.FromString
