@@ -181,8 +181,13 @@ class Streams:
             return None
         match = self._intake.match
         items: list[_Item] = []
+        template: Template | None = None
+        length = 0
         for ident, part in parts:
-            template = match(part)
+            # Mostly all items follow the template of the first.
+            if template is None or len(part) != length or template.id_length or not part.startswith(template.prefix):
+                template = match(part)
+                length = len(part)
             if template is None:
                 # One of them is enough to learn from: a stream's items are mostly of one kind.
                 self._lesson = part
