@@ -3,8 +3,8 @@
 Nearly everything in a response is the same for all requests with the same outputs and shapes. A serialized protobuf
 message may be put together from serialized parts of it, so the constant parts are made once, by protobuf itself, and a
 response is these and the engine's bytes, joined: 0.2 microseconds, where mutating and serializing one message takes 0.5
-and building one 1.3 (`bench/micro_codec.py`, for one small output). The tests parse every kind of response back with the generated
-messages.
+and building one 1.3 (`bench/micro_codec.py`, for one small output). The tests parse every kind of
+response back with the generated messages.
 
 It does not look at requests' tensors (`services.validation` does) and keeps no request.
 """
