@@ -25,7 +25,19 @@ _FLOATS = frozenset((DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64)
 class InputRule:
     """What one input must be, laid out for quick comparison."""
 
-    __slots__ = ("data_type", "index", "inspect", "item", "name", "rank", "reject_nan", "row", "row_bytes", "shape")
+    __slots__ = (
+        "data_type",
+        "index",
+        "inspect",
+        "item",
+        "name",
+        "one_row",
+        "rank",
+        "reject_nan",
+        "row",
+        "row_bytes",
+        "shape",
+    )
 
     def __init__(self, index: int, spec: TensorSpec, *, batched: bool, reject_nan: bool) -> None:
         self.index = index
@@ -37,6 +49,8 @@ class InputRule:
         self.rank = len(spec.shape)
         self.row = spec.shape[1:] if batched else spec.shape
         """The specification's shape of one row."""
+        self.one_row = [1, *self.row]
+        """The shape of a tensor of one row, if the specification fixes it."""
         self.row_bytes: int | None = None
         """Bytes of one row if they are fixed and not 0."""
         if self.item and FREE not in self.row:

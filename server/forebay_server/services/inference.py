@@ -15,7 +15,8 @@ from forebay_server import errors
 from forebay_server.errors import ForebayError
 from forebay_server.scheduling.request import Batch
 from forebay_server.services.codec import Outputs
-from forebay_server.services.intake import Inference, Intake
+from forebay_server.services.intake import Intake
+from forebay_server.services.pending import Inference
 from forebay_server.services.service import Endpoint, Outbox, Service
 from forebay_server.services.status import failure, internal
 from forebay_server.services.streams import Streams
@@ -118,20 +119,16 @@ class InferenceService:
             return
         now = self.clock()
         try:
-            message = _parse(body)
-        except DecodeError:
-            self.outbox.append((FAIL, call, MALFORMED))
-            return
-        try:
-            request = intake.build(
-                UnaryInference,
-                self,
-                call,
-                message,
-                intake.deadline(deadline, now),
-                intake.tenant(peer, metadata) if metadata is not None else (peer and peer.identity) or "",
-                now,
-            )
+            deadline = intake.deadline(deadline, now)
+            tenant = intake.tenant(peer, metadata)
+            body = body or b""
+            template = intake.match(body)
+            if template is not None:
+                request = intake.follow(template, UnaryInference, self, call, body, deadline, tenant, now)
+            else:
+                message = _parse(body)
+                request = intake.build(UnaryInference, self, call, message, deadline, tenant, now)
+                intake.learn(body, message, request)
             if request.rows:
                 refusal = intake.admit(request, now)
                 if refusal is None:
@@ -142,6 +139,8 @@ class InferenceService:
                 self.outbox.append((RESPOND, call, request.encoder.empty(request.tail)))
         except ForebayError as error:
             self.outbox.append((FAIL, call, failure(error)))
+        except DecodeError:
+            self.outbox.append((FAIL, call, MALFORMED))
         except Exception as error:  # noqa: BLE001 - nothing that one message does may stop the dispatcher
             self.outbox.append((FAIL, call, failure(internal(error, method="Predict"))))
 

@@ -13,8 +13,15 @@ from forebay.v1 import inference_pb2
 
 from forebay_server import errors
 from forebay_server.errors import ForebayError
-from forebay_server.scheduling.request import Batch, Level, Priority, Request, State
-from forebay_server.services.codec import Encoder, Outputs, parameters_of, request_id_part, timings_part
+from forebay_server.scheduling.request import Priority, Request
+from forebay_server.services.codec import (
+    Encoder,
+    echoed_id_part,
+    parameters_of,
+    request_id_part,
+)
+from forebay_server.services.pending import Inference
+from forebay_server.services.templates import Template, Templates
 from forebay_server.services.validation import Rules, check_name, validate
 from forebay_server.tensors import ModelSpec
 from forebay_server.wire.port import Metadata, Peer
@@ -74,64 +81,6 @@ class Scheduler(Protocol):
 
     def cancel(self, request: Request, now: float) -> bool:
         """Drops a request; whether it was still waiting."""
-
-
-class Inference(Request):
-    """A request that came as a message, and what its response needs."""
-
-    __slots__ = ("encoder", "ident", "owner", "report", "tail")
-
-    def __init__(
-        self,
-        lane: Any,
-        rows: int,
-        nbytes: int,
-        deadline: float,
-        inputs: Sequence[Any],
-        arrival: float,
-        tenant: str,
-        priority: int,
-        shapes: Shapes | None,
-        parameters: Any,
-        encoder: Encoder,
-        tail: bytes,
-        report: bool,  # noqa: FBT001 - called by position: keywords would be felt
-        owner: Any,
-        ident: int,
-    ) -> None:
-        self.lane = lane
-        self.rows = rows
-        self.nbytes = nbytes
-        self.deadline = deadline
-        self.inputs = inputs
-        self.arrival = arrival
-        self.tenant = tenant
-        self.priority = priority
-        self.level = Level.ONLINE
-        self.shapes = shapes
-        self.parameters = parameters
-        self.state = State.NEW
-        self.scheduled = None
-        self.encoder = encoder
-        self.tail = tail
-        """Serialized parts of the response that are known already."""
-        self.report = report
-        """Whether timings are wanted."""
-        self.owner = owner
-        """Who passes the answer on."""
-        self.ident = ident
-        """The owner's number for it: a call, or an item of a stream."""
-
-    def response(self, outputs: Outputs, start: int, batch: Batch, clock: Callable[[], float]) -> bytes:
-        """The serialized `PredictResponse`.
-
-        Raises:
-            InvalidRequest: It can't have the form that was asked for.
-        """
-        tail = self.tail
-        if self.report:
-            tail += timings_part(batch, arrival=self.arrival, now=clock())
-        return self.encoder.encode(outputs, start, self.rows, self.shapes, tail)
 
 
 class Plan:
@@ -201,6 +150,7 @@ class Intake:
         self._tenant_key = tenant_key.lower()
         self._events: list[Event] = [] if events is None else events
         self._plans: dict[tuple[str, int], Plan] = {}
+        self._templates = Templates()
         self.draining = False
         """Whether new requests are refused."""
 
@@ -220,6 +170,84 @@ class Intake:
                 if key == self._tenant_key and isinstance(value, str):
                     return value
         return peer.identity or ""
+
+    def match(self, body: bytes) -> Template | None:
+        """The template that a serialized message follows; None if it has to be parsed."""
+        template = self._templates.match(body)
+        if template is None:
+            return None
+        try:
+            if self._resolve(template.model, template.version) is template.served:
+                return template
+        except ForebayError:
+            pass  # the usual way will say why
+        self._templates.clear()
+        return None
+
+    def follow(
+        self,
+        template: Template,
+        kind: type[AnInference],
+        owner: Any,
+        ident: int,
+        body: bytes,
+        deadline: float,
+        tenant: str,
+        now: float,
+    ) -> AnInference:
+        """Makes a request of a serialized message that follows a template; otherwise as `build`."""
+        like = template.example
+        return kind(
+            like.lane,
+            like.rows,
+            like.nbytes,
+            deadline,
+            [body[template.offset : template.end]],
+            now,
+            tenant,
+            like.priority,
+            like.shapes,
+            like.parameters,
+            like.encoder,
+            echoed_id_part(body, template.end) if template.id_length else like.tail,
+            like.report,
+            owner,
+            ident,
+        )
+
+    def learn(self, body: bytes, message: inference_pb2.PredictRequest, request: Inference) -> None:
+        """Has later messages like this one follow a template, if they can.
+
+        Args:
+            body: A serialized message.
+            message: The same, parsed.
+            request: What `build` made of it.
+        """
+        if not request.rows or len(request.inputs) != 1 or not self._templates.worthwhile(body):
+            return
+        plan = self._plan(message.model, message.version)
+        (data,) = request.inputs
+        rule = plan.rules.inputs[0]
+        if not rule.item or rule.inspect:
+            return
+        example = Inference(
+            request.lane,
+            request.rows,
+            request.nbytes,
+            0.0,
+            (),
+            0.0,
+            "",
+            request.priority,
+            request.shapes,  # type: ignore[arg-type]  # as it was given
+            request.parameters,
+            request.encoder,
+            request.tail,
+            request.report,
+            None,
+            0,
+        )
+        self._templates.learn(body, data, message, plan.served, example)
 
     def build(
         self,
@@ -311,3 +339,4 @@ class Intake:
     def forget(self, key: tuple[str, int]) -> None:
         """Drops what is remembered of a model version that is gone."""
         self._plans.pop(key, None)
+        self._templates.clear()

@@ -25,11 +25,12 @@ from google.protobuf.message import DecodeError
 
 from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
-from forebay_server.scheduling.request import Batch
-from forebay_server.services.codec import Outputs, error_part, result_part
-from forebay_server.services.intake import Inference, Intake
+from forebay_server.services.codec import error_part, result_part, split_items
+from forebay_server.services.intake import Intake
 from forebay_server.services.service import Outbox
 from forebay_server.services.status import failure, internal, status_bytes
+from forebay_server.services.stream import ItemInference, Stream
+from forebay_server.services.templates import Template
 from forebay_server.wire.port import CREDIT, FAIL, FINISH, SEND, Event
 
 MAX_ITEMS: Final = 1024
@@ -49,104 +50,8 @@ DRAINING_STATUS = status_bytes(DRAINING)
 DRAINING_FAILURE = failure(DRAINING)
 
 
-class ItemInference(Inference):
-    """A request of a stream item: `ident` is the item's id, `owner` the stream."""
-
-    __slots__ = ("outcome",)
-
-    outcome: bytes | None
-    """On an ordered stream, the finished result until those before it are there."""
-
-    def succeed(self, outputs: Outputs, start: int, batch: Batch) -> None:
-        """Adds the response to the stream's results."""
-        stream = self.owner
-        try:
-            response = self.response(outputs, start, batch, stream.service.clock)
-        except ForebayError as error:
-            stream.settle(self, error_part(self.ident, status_bytes(error)))
-            return
-        except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
-            stream.settle(self, error_part(self.ident, status_bytes(internal(error, method="StreamPredict"))))
-            return
-        if len(response) > stream.service.max_response:
-            stream.settle(self, error_part(self.ident, stream.service.too_large))
-            return
-        stream.settle(self, result_part(self.ident, response))
-
-    def fail(self, error: ForebayError) -> None:
-        """Adds the error to the stream's results."""
-        self.owner.settle(self, error_part(self.ident, status_bytes(error)))
-
-
-class _Stream:
-    """One open stream."""
-
-    __slots__ = (
-        "call",
-        "credits",
-        "deadline",
-        "dirty",
-        "flights",
-        "full",
-        "half_closed",
-        "last_bytes",
-        "last_items",
-        "order",
-        "parked",
-        "parked_bytes",
-        "ready",
-        "service",
-        "started",
-        "tenant",
-        "window",
-    )
-
-    def __init__(self, service: "Streams", call: int, deadline: float, tenant: str, window: int) -> None:
-        self.service = service
-        self.call = call
-        self.deadline = deadline
-        self.tenant = tenant
-        self.window = window
-        self.flights: dict[int, ItemInference | None] = {}
-        """Items in flight by id; None on an ordered stream for one that failed at once."""
-        self.order: deque[ItemInference | tuple[int, bytes]] | None = None
-        """On an ordered stream, the items in flight in order; (id, result) stands for one that failed at once."""
-        self.ready: list[bytes] = []
-        """Results to send."""
-        self.parked: deque[bytes] = deque()
-        """Messages that came when the window was full."""
-        self.parked_bytes = 0
-        self.credits = 0
-        """Messages that may still come."""
-        self.last_items = 1
-        self.last_bytes = 0
-        self.started = False
-        """Whether the first message has come."""
-        self.half_closed = False
-        self.full = False
-        """Whether results wait for a slow reader."""
-        self.dirty = False
-        """Whether it is on the list for `flush`."""
-
-    def settle(self, request: ItemInference, result: bytes) -> None:
-        """Takes the result of an item."""
-        if self.order is None:
-            if self.flights.pop(request.ident, None) is None:
-                return  # the stream is gone
-            self.ready.append(result)
-        else:
-            request.outcome = result
-        if not self.dirty:
-            self.dirty = True
-            self.service.dirty.append(self)
-
-    def settle_at_once(self, item: int, result: bytes) -> None:
-        """Takes the result of an item that was not admitted."""
-        if self.order is None:
-            self.ready.append(result)
-        else:
-            self.flights[item] = None
-            self.order.append((item, result))
+_Item = tuple[int, Any, Template | None]
+"""The id of an item, and its request's bytes with the template that they follow, or the parsed item and None."""
 
 
 class Streams:
@@ -164,9 +69,11 @@ class Streams:
         self._outbox = outbox
         self.clock: Callable[[], float] = intake.clock
         self._window = window
-        self._streams: dict[int, _Stream] = {}
-        self.dirty: list[_Stream] = []
+        self._streams: dict[int, Stream] = {}
+        self.dirty: list[Stream] = []
         """Streams that `flush` has to look at."""
+        self._lesson: bytes | None = None
+        """The bytes of an item's request that followed no template, in the message that is taken up."""
         self.max_response = max_send_bytes - 64
         """Bytes; the rest is for what is around a response."""
         self.too_large = status_bytes(errors.MessageTooLarge(f"the response is larger than {max_send_bytes} bytes"))
@@ -184,7 +91,7 @@ class Streams:
         if intake.draining:
             self._outbox.append((FAIL, call, DRAINING_FAILURE))
             return
-        stream = _Stream(self, call, deadline, intake.tenant(peer, metadata), self._window)
+        stream = Stream(self, call, deadline, intake.tenant(peer, metadata), self._window)
         stream.credits = 1
         self._streams[call] = stream
         self._outbox.append((CREDIT, call, 1))
@@ -241,33 +148,60 @@ class Streams:
 
     # --- Items --------------------------------------------------------------------------------------------------------
 
-    def _take(self, stream: _Stream, body: bytes) -> None:
+    def _take(self, stream: Stream, body: bytes) -> None:
         """Takes up a message."""
-        try:
-            message = _parse(body)
-        except DecodeError:
-            self._fail(stream, MALFORMED)
-            return
         first = not stream.started
         stream.started = True
-        if message.HasField("options"):
-            if not first:
-                self._fail_invalid(stream, "options", "only in the first message")
+        items = self._cut(body)
+        if items is None:
+            try:
+                message = _parse(body)
+            except DecodeError:
+                self._fail(stream, MALFORMED)
                 return
-            self._configure(stream, message.options)
-        items = message.items
-        count = len(items)
-        if count > MAX_ITEMS:
-            self._fail_invalid(stream, "items", f"at most {MAX_ITEMS}, not {count}")
+            if message.HasField("options"):
+                if not first:
+                    self._fail_invalid(stream, "options", "only in the first message")
+                    return
+                self._configure(stream, message.options)
+            if len(message.items) <= MAX_ITEMS:
+                items = [(item.id, item, None) for item in message.items]
+        if items is None or len(items) > MAX_ITEMS:
+            self._fail_invalid(stream, "items", f"more than {MAX_ITEMS}")
             return
-        stream.last_items = count or 1
+        stream.last_items = len(items) or 1
         stream.last_bytes = len(body)
+        self._items(stream, items)
+        self._lesson = None
+
+    def _cut(self, body: bytes) -> list[_Item] | None:
+        """The items of a message whose requests all follow templates; None if it has to be parsed."""
+        parts = split_items(body, MAX_ITEMS)
+        if parts is None:
+            return None
+        match = self._intake.match
+        items: list[_Item] = []
+        template: Template | None = None
+        length = 0
+        for ident, part in parts:
+            # Mostly all items follow the template of the first.
+            if template is None or len(part) != length or template.id_length or not part.startswith(template.prefix):
+                template = match(part)
+                length = len(part)
+            if template is None:
+                # One of them is enough to learn from: a stream's items are mostly of one kind.
+                self._lesson = part
+                return None
+            items.append((ident, part, template))
+        return items
+
+    def _items(self, stream: Stream, items: list[_Item]) -> None:
+        """Admits items, up to the first that fails the whole stream."""
         now = self.clock()
         deadline = self._intake.deadline(stream.deadline, now)
         draining = self._intake.draining
         flights = stream.flights
-        for position, item in enumerate(items):
-            ident = item.id
+        for position, (ident, item, template) in enumerate(items):
             if ident in flights:
                 self._fail_invalid(stream, f"items[{position}].id", f"{ident} is in flight already")
                 return
@@ -275,29 +209,36 @@ class Streams:
                 stream.settle_at_once(ident, error_part(ident, DRAINING_STATUS))
                 continue
             try:
-                self._admit(stream, item, ident, deadline, now)
+                self._admit(stream, ident, item, template, deadline, now)
             except ForebayError as error:
                 stream.settle_at_once(ident, error_part(ident, status_bytes(error)))
             except Exception as error:  # noqa: BLE001 - one item may not harm the others
                 status = status_bytes(internal(error, method="StreamPredict"))
                 stream.settle_at_once(ident, error_part(ident, status))
 
-    def _admit(self, stream: _Stream, item: Any, ident: int, deadline: float, now: float) -> None:
+    def _admit(
+        self, stream: Stream, ident: int, item: Any, template: Template | None, deadline: float, now: float
+    ) -> None:
         """Builds and admits one item.
 
         Raises:
             ForebayError: It can't be run.
         """
-        if item.HasField("timeout"):
-            timeout = item.timeout.seconds + item.timeout.nanos * 1e-9
-            if timeout <= 0:
-                raise InvalidRequest([("timeout", "must be positive")])
-            deadline = min(deadline, now + timeout) if stream.deadline != math.inf else self._capped(now, timeout)
         intake = self._intake
-        request = intake.build(ItemInference, stream, ident, item.request, deadline, stream.tenant, now)
-        if not request.rows:
-            stream.settle_at_once(ident, result_part(ident, request.encoder.empty(request.tail)))
-            return
+        if template is not None:
+            request = intake.follow(template, ItemInference, stream, ident, item, deadline, stream.tenant, now)
+        else:
+            if item.HasField("timeout"):
+                timeout = item.timeout.seconds + item.timeout.nanos * 1e-9
+                if timeout <= 0:
+                    raise InvalidRequest([("timeout", "must be positive")])
+                deadline = min(deadline, now + timeout) if stream.deadline != math.inf else self._capped(now, timeout)
+            request = intake.build(ItemInference, stream, ident, item.request, deadline, stream.tenant, now)
+            if not request.rows:
+                stream.settle_at_once(ident, result_part(ident, request.encoder.empty(request.tail)))
+                return
+            if self._lesson is not None:
+                self._learn(item.request, request)
         refusal = intake.admit(request, now)
         if refusal is not None:
             raise refusal
@@ -306,11 +247,18 @@ class Streams:
             request.outcome = None
             stream.order.append(request)
 
+    def _learn(self, message: inference_pb2.PredictRequest, request: ItemInference) -> None:
+        """Learns from the item whose bytes were kept, if this is it."""
+        lesson = self._lesson
+        if lesson is not None and lesson == message.SerializeToString():
+            self._lesson = None
+            self._intake.learn(lesson, message, request)
+
     def _capped(self, now: float, timeout: float) -> float:
         """The deadline of an item with a timeout, on a stream without a deadline."""
         return self._intake.deadline(now + timeout, now)
 
-    def _configure(self, stream: _Stream, options: inference_pb2.StreamOptions) -> None:
+    def _configure(self, stream: Stream, options: inference_pb2.StreamOptions) -> None:
         if options.order == inference_pb2.RESULT_ORDER_AS_SENT:
             stream.order = deque()
         if options.max_in_flight > 0:
@@ -327,15 +275,15 @@ class Streams:
                 if stream.call in self._streams:
                     self._flush(stream)
 
-    def _flush(self, stream: _Stream) -> None:
+    def _flush(self, stream: Stream) -> None:
         if stream.order is not None:
-            _advance(stream)
+            stream.advance()
         if stream.parked and len(stream.flights) < stream.window:
             self._unpark(stream, regardless=False)
             if stream.call not in self._streams:
                 return
             if stream.order is not None:
-                _advance(stream)
+                stream.advance()
         if stream.ready:
             self._send(stream)
         if stream.half_closed:
@@ -345,7 +293,7 @@ class Streams:
         elif not stream.full and not stream.parked:
             self._give_credit(stream)
 
-    def _send(self, stream: _Stream) -> None:
+    def _send(self, stream: Stream) -> None:
         ready = stream.ready
         stream.ready = []
         call = stream.call
@@ -360,7 +308,7 @@ class Streams:
             size += len(result)
         self._outbox.append((SEND, call, b"".join(ready[start:])))
 
-    def _give_credit(self, stream: _Stream) -> None:
+    def _give_credit(self, stream: Stream) -> None:
         """Allows as many messages as the window has room for, going by the last one."""
         room = stream.window - len(stream.flights)
         if room <= 0:
@@ -375,7 +323,7 @@ class Streams:
             self._outbox.append((CREDIT, stream.call, wanted - stream.credits))
             stream.credits = wanted
 
-    def _unpark(self, stream: _Stream, *, regardless: bool) -> None:
+    def _unpark(self, stream: Stream, *, regardless: bool) -> None:
         """Takes up parked messages while the window has room; `regardless`, until few bytes are parked."""
         while stream.parked and (
             len(stream.flights) < stream.window or (regardless and stream.parked_bytes > MAX_PARKED_BYTES)
@@ -386,23 +334,23 @@ class Streams:
             if stream.call not in self._streams:
                 return
 
-    def _touch(self, stream: _Stream) -> None:
+    def _touch(self, stream: Stream) -> None:
         if not stream.dirty:
             stream.dirty = True
             self.dirty.append(stream)
 
     # --- Ends ---------------------------------------------------------------------------------------------------------
 
-    def _fail_invalid(self, stream: _Stream, field: str, sentence: str) -> None:
+    def _fail_invalid(self, stream: Stream, field: str, sentence: str) -> None:
         self._fail(stream, failure(InvalidRequest([(field, sentence)])))
 
-    def _fail(self, stream: _Stream, reason: Any) -> None:
+    def _fail(self, stream: Stream, reason: Any) -> None:
         """Ends the stream with an error; what was accepted is cancelled."""
         if self._streams.pop(stream.call, None) is not None:
             self._outbox.append((FAIL, stream.call, reason))
             self._drop(stream)
 
-    def _drop(self, stream: _Stream) -> None:
+    def _drop(self, stream: Stream) -> None:
         now = self.clock()
         flights = stream.flights
         stream.flights = {}
@@ -411,22 +359,6 @@ class Streams:
         for request in flights.values():
             if request is not None and (stream.order is None or request.outcome is None):
                 self._intake.cancel(request, now)
-
-
-def _advance(stream: _Stream) -> None:
-    """Moves results to `ready` as far as they follow each other without a gap."""
-    order = stream.order
-    while order:
-        head = order[0]
-        if isinstance(head, tuple):
-            ident, result = head
-        elif head.outcome is not None:
-            ident, result = head.ident, head.outcome
-        else:
-            break
-        order.popleft()
-        stream.flights.pop(ident, None)
-        stream.ready.append(result)
 
 
 _parse: Any = inference_pb2.StreamPredictRequest.FromString

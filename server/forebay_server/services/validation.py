@@ -49,7 +49,7 @@ indices of the outputs in the order asked for, or is None for all of them."""
 class Rules:
     """A model's specification, prepared for `validate`. Immutable; made once per model version."""
 
-    __slots__ = ("batched", "by_name", "inputs", "output_names", "outputs", "quick", "spec")
+    __slots__ = ("batched", "by_name", "inputs", "output_names", "outputs", "quick", "rows", "spec")
 
     def __init__(self, spec: ModelSpec, *, reject_nan: bool = False) -> None:
         self.spec = spec
@@ -57,6 +57,8 @@ class Rules:
         self.inputs = tuple(
             InputRule(index, one, batched=spec.batched, reject_nan=reject_nan) for index, one in enumerate(spec.inputs)
         )
+        self.rows = tuple(rule.row for rule in self.inputs)
+        """The specification's shapes of one row."""
         self.by_name = {rule.name: rule for rule in self.inputs}
         self.outputs = spec.outputs
         self.output_names = {one.name: index for index, one in enumerate(spec.outputs)}
@@ -111,32 +113,26 @@ def _quick(message: inference_pb2.PredictRequest, rules: Rules) -> Checked | Non
     inputs: list[RawInput] = []
     for rule, tensor in zip(expected, tensors, strict=True):
         data = tensor.data
-        shape = tensor.shape
+        # A positive row count that accounts for every byte is within all limits by itself.
+        count, excess = divmod(len(data), rule.row_bytes)  # type: ignore[operator]  # `quick` says that none is None
         if (
-            tensor.name != rule.name
+            not count
+            or excess
+            or (rows and count != rows)
+            or tensor.name != rule.name
             or tensor.data_type != rule.data_type
-            or len(shape) != rule.rank
+            or tensor.shape != (rule.one_row if count == 1 else [count, *rule.row])
             or tensor.numbers
             or tensor.strings
-        ):
-            return None
-        count, *row = shape
-        size = len(data)
-        # A positive row count that accounts for every byte is within all limits by itself.
-        if (
-            tuple(row) != rule.row
-            or count <= 0
-            or count * rule.row_bytes != size  # type: ignore[operator]  # `quick` says that none is None
-            or (rows and count != rows)
             or (rule.inspect and content_problem(data, rule) is not None)
         ):
             return None
         rows = count
-        nbytes += size
+        nbytes += len(data)
         inputs.append(data)
     if not rows:  # a model without inputs
         return None
-    return rows, tuple(rule.row for rule in expected), inputs, nbytes, None
+    return rows, rules.rows, inputs, nbytes, None
 
 
 def _thorough(message: inference_pb2.PredictRequest, rules: Rules) -> Checked:

@@ -7,7 +7,8 @@ from forebay_server.errors import InvalidRequest
 from forebay_server.services import codec
 from forebay_server.services.codec import Encoder
 from forebay_server.tensors import FREE, DataType, ModelSpec, TensorSpec, encode_bytes_elements
-from hypothesis import given
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SPEC = ModelSpec(
@@ -138,3 +139,46 @@ def test_parameters():
 
     assert codec.parameters_of(message) == {"a": 0, "b": False, "c": ""}
     assert codec.parameters_of(message)["b"] is False
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2**64 - 1), st.binary(max_size=200), st.integers(0, 9)), max_size=4),
+    st.binary(max_size=3),
+)
+def test_items_are_split_as_protobuf_parses_them(entries, rest):
+    """What is split has the ids and requests that protobuf finds; nothing else is split."""
+    message = inference_pb2.StreamPredictRequest()
+    for ident, payload, extra in entries:
+        item = message.items.add(id=ident, request=inference_pb2.PredictRequest(request_id=payload.hex()))
+        if extra == 0:
+            item.traceparent = "00"
+    body = message.SerializeToString() + rest
+
+    parts = codec.split_items(body, 4)
+
+    if parts is not None:
+        parsed = inference_pb2.StreamPredictRequest.FromString(body)
+        assert [(item.id, item.request.SerializeToString()) for item in parsed.items] == parts
+    elif not rest:
+        assert any(extra == 0 or ident == 0 or ident >= 2**63 for ident, _, extra in entries)
+
+
+def test_too_many_items_are_not_split():
+    """The walk ends at the limit."""
+    message = inference_pb2.StreamPredictRequest(items=[inference_pb2.StreamItem(id=1, request={}) for _ in range(5)])
+
+    assert codec.split_items(message.SerializeToString(), 5) == [(1, b"")] * 5
+    assert codec.split_items(message.SerializeToString(), 4) is None
+
+
+@given(st.binary(max_size=40))
+def test_bytes_that_are_split_are_a_message(body):
+    """Whatever bytes come: if they are split, protobuf finds the same items, or refuses a request among them."""
+    parts = codec.split_items(body, 40)
+    if parts is not None:
+        try:
+            parsed = inference_pb2.StreamPredictRequest.FromString(body)
+        except DecodeError:
+            return
+        assert [item.id for item in parsed.items] == [ident for ident, _ in parts]

@@ -1,0 +1,163 @@
+"""What the services cost per request, in microseconds: `python -m bench.micro_codec`.
+
+No sockets, no engine, no scheduler: the handlers are driven with real messages and a scheduler that only takes notes,
+so the figures are parsing, validation, building, encoding and the outbox. The alternatives for writing a response are
+measured beside the one that is used.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from forebay.v1 import inference_pb2
+from forebay_server import errors
+from forebay_server.scheduling.request import Batch, Reason
+from forebay_server.services.codec import Encoder
+from forebay_server.services.inference import InferenceService
+from forebay_server.services.intake import Intake
+from forebay_server.services.status import failure
+from forebay_server.services.validation import Rules, validate
+from forebay_server.telemetry.histogram import Histogram
+from forebay_server.tensors import FREE, DataType, ModelSpec, TensorSpec
+from forebay_server.wire.port import Peer
+
+SPEC = ModelSpec(
+    inputs=(TensorSpec(name="pixels", data_type=DataType.FP32, shape=(FREE, 64)),),
+    outputs=(TensorSpec(name="probabilities", data_type=DataType.FP32, shape=(FREE, 10)),),
+    batched=True,
+)
+OUTPUT = bytes(40)
+PEER = Peer(0, "127.0.0.1:1", None)
+BATCH = Batch(0, SimpleNamespace(), [], 1, 1, Reason.IDLE, None, 0.0)  # type: ignore[arg-type]  # nobody looks at it
+
+
+class Scheduler:
+    """Takes notes."""
+
+    def __init__(self) -> None:
+        self.admitted: list[Any] = []
+        self.admit = lambda request, _now: self.admitted.append(request)
+
+    def lane(self, *_arguments: Any) -> Any:
+        return SimpleNamespace()
+
+    def cancel(self, *_arguments: Any) -> bool:
+        return True
+
+
+class Outputs:
+    """One row of one output."""
+
+    def data(self, *_arguments: Any) -> tuple[bytes, tuple[int, ...]]:
+        return OUTPUT, (1, 10)
+
+
+def measure(name: str, work: Callable[[], Any], *, each: int = 1, seconds: float = 0.4) -> None:
+    """Prints the best of several rounds."""
+    work()
+    best, end = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        for _ in range(200):
+            work()
+        best = min(best, (time.perf_counter() - start) / 200 / each)
+    print(f"{name:<58}{best * 1e6:8.2f}")
+
+
+def request(request_id: str = "") -> inference_pb2.PredictRequest:
+    message = inference_pb2.PredictRequest(model="digits", request_id=request_id)
+    message.inputs.add(name="pixels", data_type=12, shape=[1, 64], data=bytes(range(256)))
+    return message
+
+
+def house() -> tuple[InferenceService, Scheduler, list[Any]]:
+    served = SimpleNamespace(
+        name="digits", version=1, key=("digits", 1), spec=SPEC, config=SimpleNamespace(nan="allow"), bucket_of=tuple
+    )
+    scheduler, outbox = Scheduler(), []
+    catalogue = SimpleNamespace(resolve={("digits", ""): served}.__getitem__)
+    catalogue.resolve = lambda name, version, routes={("digits", ""): served}: routes[name, version]
+    intake = Intake(catalogue, scheduler, clock=time.monotonic)
+    return InferenceService(intake, outbox, stream_window=4096), scheduler, outbox
+
+
+def unary(name: str, message: inference_pb2.PredictRequest) -> None:
+    body = message.SerializeToString()
+    service, scheduler, outbox = house()
+
+    def arrive() -> None:
+        service.predict((1, 7, 0, body, math.inf, PEER, None))
+        scheduler.admitted.clear()
+
+    def whole() -> None:
+        service.predict((1, 7, 0, body, math.inf, PEER, None))
+        scheduler.admitted.pop().succeed(Outputs(), 0, BATCH)
+        outbox.clear()
+
+    measure(f"Predict, {name}: parse, validate, build", arrive)
+    measure(f"Predict, {name}: the same and the answer", whole)
+
+
+def stream(items: int) -> None:
+    service, scheduler, outbox = house()
+    message = inference_pb2.StreamPredictRequest()
+    for ident in range(items):
+        message.items.add(id=1000 + ident).request.CopyFrom(request())
+    body = message.SerializeToString()
+    service.streams.opened((2, 9, 1, None, math.inf, PEER, None))
+
+    def whole() -> None:
+        service.streams.message((3, 9, 1, body, math.inf, None, None))
+        for item in scheduler.admitted:
+            item.succeed(Outputs(), 0, BATCH)
+        scheduler.admitted.clear()
+        service.flush()
+        outbox.clear()
+
+    measure(f"StreamPredict, {items} items per message, per item", whole, each=items)
+
+
+def responses() -> None:
+    """The ways to write a response."""
+    encoder = Encoder("digits", 1, SPEC)
+    outputs = Outputs()
+    reused = inference_pb2.PredictResponse(model="digits", version=1)
+    output = reused.outputs.add(name="probabilities", data_type=12, shape=[1, 10])
+
+    def mutate() -> bytes:
+        output.data = OUTPUT
+        output.shape[:] = (1, 10)
+        return reused.SerializeToString()
+
+    def build() -> bytes:
+        message = inference_pb2.PredictResponse(model="digits", version=1)
+        message.outputs.add(name="probabilities", data_type=12, shape=[1, 10], data=OUTPUT)
+        return message.SerializeToString()
+
+    measure("response: constant parts and data joined (used)", lambda: encoder.encode(outputs, 0, 1))
+    measure("response: one message mutated and serialized", mutate)
+    measure("response: a message built and serialized", build)
+
+
+def main() -> None:
+    print(f"{'microseconds':>66}")
+    rules, message = Rules(SPEC), request()
+    parse = inference_pb2.PredictRequest.FromString
+    body = message.SerializeToString()
+    measure("parse alone", lambda: parse(body))
+    measure("parse and validate", lambda: validate(parse(body), rules))
+    unary("plain", request())
+    unary("with a request id", request("0123456789abcdef"))
+    for items in (1, 32):
+        stream(items)
+    responses()
+    error = errors.QueueFull("the queue of 'digits' is full", retry_after=0.25)
+    measure("failure of an overload", lambda: failure(error))
+    histogram = Histogram()
+    measure("histogram record", lambda: histogram.record(0.0123))
+
+
+if __name__ == "__main__":
+    main()

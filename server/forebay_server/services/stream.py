@@ -1,0 +1,143 @@
+"""One open `StreamPredict`: its items in flight, and the results that wait to be sent.
+
+Keeps the order of an ordered stream. What to read, send and grant is decided in `services.streams`. Everything runs in
+the dispatcher thread.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from forebay_server.errors import ForebayError
+from forebay_server.scheduling.request import Batch
+from forebay_server.services.codec import Outputs, error_part, result_part
+from forebay_server.services.pending import Inference
+from forebay_server.services.status import internal, status_bytes
+
+
+class Keeper(Protocol):
+    """Who keeps the streams: `services.streams.Streams`."""
+
+    dirty: "list[Stream]"
+    """Streams that `flush` has to look at."""
+    clock: Callable[[], float]
+    """Monotonic seconds."""
+    max_response: int
+    """Bytes of the largest response of an item."""
+    too_large: bytes
+    """The serialized `google.rpc.Status` of an item whose response is larger."""
+
+
+class ItemInference(Inference):
+    """A request of a stream item: `ident` is the item's id, `owner` the stream."""
+
+    __slots__ = ("outcome",)
+
+    outcome: bytes | None
+    """On an ordered stream, the finished result until those before it are there."""
+
+    def succeed(self, outputs: Outputs, start: int, batch: Batch) -> None:
+        """Adds the response to the stream's results."""
+        stream = self.owner
+        try:
+            response = self.response(outputs, start, batch, stream.service.clock)
+        except ForebayError as error:
+            stream.settle(self, error_part(self.ident, status_bytes(error)))
+            return
+        except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
+            stream.settle(self, error_part(self.ident, status_bytes(internal(error, method="StreamPredict"))))
+            return
+        if len(response) > stream.service.max_response:
+            stream.settle(self, error_part(self.ident, stream.service.too_large))
+            return
+        stream.settle(self, result_part(self.ident, response))
+
+    def fail(self, error: ForebayError) -> None:
+        """Adds the error to the stream's results."""
+        self.owner.settle(self, error_part(self.ident, status_bytes(error)))
+
+
+class Stream:
+    """One open stream."""
+
+    __slots__ = (
+        "call",
+        "credits",
+        "deadline",
+        "dirty",
+        "flights",
+        "full",
+        "half_closed",
+        "last_bytes",
+        "last_items",
+        "order",
+        "parked",
+        "parked_bytes",
+        "ready",
+        "service",
+        "started",
+        "tenant",
+        "window",
+    )
+
+    def __init__(self, service: "Keeper", call: int, deadline: float, tenant: str, window: int) -> None:
+        self.service = service
+        self.call = call
+        self.deadline = deadline
+        self.tenant = tenant
+        self.window = window
+        self.flights: dict[int, ItemInference | None] = {}
+        """Items in flight by id; None on an ordered stream for one that failed at once."""
+        self.order: deque[ItemInference | tuple[int, bytes]] | None = None
+        """On an ordered stream, the items in flight in order; (id, result) stands for one that failed at once."""
+        self.ready: list[bytes] = []
+        """Results to send."""
+        self.parked: deque[bytes] = deque()
+        """Messages that came when the window was full."""
+        self.parked_bytes = 0
+        self.credits = 0
+        """Messages that may still come."""
+        self.last_items = 1
+        self.last_bytes = 0
+        self.started = False
+        """Whether the first message has come."""
+        self.half_closed = False
+        self.full = False
+        """Whether results wait for a slow reader."""
+        self.dirty = False
+        """Whether it is on the list for `flush`."""
+
+    def settle(self, request: ItemInference, result: bytes) -> None:
+        """Takes the result of an item."""
+        if self.order is None:
+            if self.flights.pop(request.ident, None) is None:
+                return  # the stream is gone
+            self.ready.append(result)
+        else:
+            request.outcome = result
+        if not self.dirty:
+            self.dirty = True
+            self.service.dirty.append(self)
+
+    def settle_at_once(self, item: int, result: bytes) -> None:
+        """Takes the result of an item that was not admitted."""
+        if self.order is None:
+            self.ready.append(result)
+        else:
+            self.flights[item] = None
+            self.order.append((item, result))
+
+    def advance(self) -> None:
+        """On an ordered stream, moves results to `ready` as far as they follow each other without a gap."""
+        order = self.order
+        while order:
+            head = order[0]
+            if isinstance(head, tuple):
+                ident, result = head
+            elif head.outcome is not None:
+                ident, result = head.ident, head.outcome
+            else:
+                break
+            order.popleft()
+            self.flights.pop(ident, None)
+            self.ready.append(result)
