@@ -41,7 +41,9 @@ def measure(waiting: int, flows: int, requests: int) -> tuple[float, float, floa
         made = []
         for _ in range(number):
             serial += 1
-            made.append(Request(lane, 1, 256, now + 1e6 + serial * 1e-6, (), arrival=now, tenant=tenants[serial % flows]))
+            made.append(
+                Request(lane, 1, 256, now + 1e6 + serial * 1e-6, (), arrival=now, tenant=tenants[serial % flows])
+            )
         return made
 
     admit, next_batch, finished = core.admit, core.next_batch, core.finished

@@ -41,6 +41,8 @@ RETRY_MOST = 30.0
 RETRY_JITTER = 0.2
 
 ROUNDING = 1.0 + 1e-9
+NOISE = 1.25
+"""Batches take up to about this much longer than the mean that is predicted."""
 
 WAITING = State.WAITING
 EXPIRED_ON_ARRIVAL = "the deadline had passed when the request came"
@@ -90,8 +92,7 @@ def admit(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per
         if slot.batch is None:
             running = 0.0
             break
-        if slot.until < running:
-            running = slot.until
+        running = min(running, slot.until)
     full = lane.cap_seconds
     with_it = wait + cost if rows <= lane.cap else wait
     if running or with_it > full * ROUNDING:
@@ -99,7 +100,7 @@ def admit(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per
         if running:
             running = max(0.0, running - now)
         wait = running + (with_it / ROUNDING // full * full if full else wait) / len(usable)
-        alone = max(alone, min(full, 0.5 * (deadline - now)))
+        alone = max(alone, min(full * NOISE, 0.5 * (deadline - now)))
     else:
         # It will run at once, with those that came with it.
         alone = min(wait + alone, full)

@@ -30,8 +30,8 @@ MARGIN_MOST = 4.0
 MARGIN_GRAIN = 0.001
 """Seconds added to both waits before they are compared: what is shorter than a turn of the dispatcher says nothing."""
 RATIO_MOST = 8.0
-DEAR = 0.8
-"""With a backlog no deadline may cost more than a fifth of the throughput."""
+DEAR = 0.9
+"""With a backlog no deadline may cost more than a tenth of the throughput."""
 DELAY_SLACK = 0.001
 """Seconds that a delayed batch starts before it would cost a deadline."""
 
@@ -207,7 +207,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
         n = request.rows
         if request.deadline < safe:
             fits = _fits(lane, request, min(cap, lane.cap), now)
-            if fits == 0 or (fits < cap and tier_rows >= lane.cap and _too_dear(queue, fits, now)):
+            if fits == 0 or (tier_rows >= lane.cap and _too_dear(queue, fits, min(cap, lane.cap), now)):
                 books.expire(request, now)
                 continue
             if fits < rows + min(n, lane.cap) and rows:
@@ -270,7 +270,7 @@ def _largest(lane: Lane, least: int, most: int, seconds: float) -> int:
     return least
 
 
-def _too_dear(queue: Queue, fits: int, now: float) -> bool:
+def _too_dear(queue: Queue, fits: int, cap: int, now: float) -> bool:
     """Whether a batch as small as a deadline wants it would waste the engine while more than a full one waits.
 
     Under overload those at the head are the ones that are almost late. To make batches small for them makes all others
@@ -279,7 +279,9 @@ def _too_dear(queue: Queue, fits: int, now: float) -> bool:
     """
     lane = queue.lane
     newest = queue.line[-1] if queue.line else queue.early[0][2]
-    usual = _largest(lane, 1, lane.cap, 0.5 * (newest.deadline - now))
+    usual = _largest(lane, 1, cap, 0.5 * (newest.deadline - now))
+    if fits >= usual:
+        return False
     return fits * seconds_of(lane, usual) < DEAR * usual * seconds_of(lane, fits)
 
 

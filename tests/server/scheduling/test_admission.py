@@ -1,7 +1,6 @@
 """Who is let in: limits, quotas, shedding, feasibility."""
 
 import pytest
-
 from forebay_server.errors import (
     BytesLimit,
     DeadlineExpired,
@@ -125,12 +124,12 @@ def test_shedding_makes_room_for_many_rows_or_sheds_nobody(world):
 
 
 def test_a_deadline_that_the_work_ahead_does_not_allow_is_refused(world):
-    """Two whole batches ahead take 36 ms, its own 18 ms: 54 ms are just enough."""
+    """Two whole batches ahead take 36 ms, its own 18 ms and a quarter for noise: 58.5 ms are just enough."""
     w = world()
     for _ in range(16):
-        w.admit(deadline=0.053)
-    assert isinstance(w.refuse(deadline=0.0539), DeadlineUnreachable)
-    w.admit(deadline=0.0541)
+        w.admit(deadline=0.058)
+    assert isinstance(w.refuse(deadline=0.0584), DeadlineUnreachable)
+    w.admit(deadline=0.0586)
 
 
 def test_what_rides_along_waits_for_nothing(world):
