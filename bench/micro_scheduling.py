@@ -87,9 +87,8 @@ def main() -> None:
             gc.freeze()  # As the server does: what waits is not walked through again and again.
             cells = measure(waiting, flows, requests)
             gc.unfreeze()
-            print(
-                f"{max(waiting, flows):>8} {flows:>6} {cells[0]:>7.0f} {cells[1]:>9.0f} {cells[2]:>7.0f} {sum(cells):>7.0f}"
-            )
+            line = [f"{max(waiting, flows):>8}", f"{flows:>6}", f"{cells[0]:>7.0f}", f"{cells[1]:>9.0f}"]
+            print(*line, f"{cells[2]:>7.0f}", f"{sum(cells):>7.0f}")
 
 
 if __name__ == "__main__":
