@@ -41,7 +41,9 @@ def measure(waiting: int, flows: int, requests: int) -> tuple[float, float, floa
         made = []
         for _ in range(number):
             serial += 1
-            made.append(Request(lane, 1, 256, now + 1e6 + serial * 1e-6, (), arrival=now, tenant=tenants[serial % flows]))
+            made.append(
+                Request(lane, 1, 256, now + 1e6 + serial * 1e-6, (), arrival=now, tenant=tenants[serial % flows])
+            )
         return made
 
     admit, next_batch, finished = core.admit, core.next_batch, core.finished
@@ -85,7 +87,8 @@ def main() -> None:
             gc.freeze()  # As the server does: what waits is not walked through again and again.
             cells = measure(waiting, flows, requests)
             gc.unfreeze()
-            print(f"{waiting:>8} {flows:>6} {cells[0]:>7.0f} {cells[1]:>9.0f} {cells[2]:>7.0f} {sum(cells):>7.0f}")
+            line = [f"{max(waiting, flows):>8}", f"{flows:>6}", f"{cells[0]:>7.0f}", f"{cells[1]:>9.0f}"]
+            print(*line, f"{cells[2]:>7.0f}", f"{sum(cells):>7.0f}")
 
 
 if __name__ == "__main__":

@@ -5,14 +5,18 @@ rows. When the model's queue is full, the flow that is most over its share gives
 newcomer is refused only if that is its own flow, or none is further over its share than it would be. Jobs give way to
 online requests, never the other way round.
 
-*Feasibility*: the wait is what the running batches still need and the queued cost of equal or better standing, over the
-instances. By the rules of the fair share (`shares`), before a request with `a` seconds of its own flow ahead of it, of
-weight w, about (a + half its own cost) x W / w - half its own cost are served, W being the weight of all busy flows;
-and never more than all that waits. The request is refused if now + wait x margin + its own time is after its deadline.
-The margin, between 1 and 4, follows the ratio of real to predicted waits (`forming` measures it).
+*Feasibility*: the wait is what the running batches still need, and the whole batches of equal or better standing, over
+the instances. By the rules of the fair share (`shares`), before a request with `a` seconds of its own flow ahead of it,
+of weight w, about (a + half its own cost) x W / w - half its own cost are served, W being the weight of all busy flows;
+and never more than all that waits. The request is refused if now + wait x margin + its own batch's time is after its
+deadline. Its own batch is taken to be a full one (if it took a smaller one for granted, those that are let in would
+arrive at the head with no time left for anything but small batches), or one of half the time that is left if a full one
+is too long for such deadlines. The margin, between 1 and 4, follows the ratio of real to predicted waits (`forming`
+measures it).
 """
 
 from heapq import heappush
+from math import inf
 
 from forebay_server.errors import (
     BytesLimit,
@@ -35,6 +39,10 @@ from forebay_server.scheduling.state import DOUBT, TRUST, Books, Model, seconds_
 RETRY_LEAST = 0.010
 RETRY_MOST = 30.0
 RETRY_JITTER = 0.2
+
+ROUNDING = 1.0 + 1e-9
+NOISE = 1.25
+"""Batches take up to about this much longer than the mean that is predicted."""
 
 WAITING = State.WAITING
 EXPIRED_ON_ARRIVAL = "the deadline had passed when the request came"
@@ -78,18 +86,28 @@ def admit(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per
         wait = half * model.busy_weight / weight
     wait = min(wait, model.cost)
     usable = model.usable
-    running = 0.0
+    alone = lane.one_seconds if rows == 1 else _alone(lane, rows)
+    running = inf
     for slot in usable:
         if slot.batch is None:
             running = 0.0
             break
-        if slot.until > now:
-            running += slot.until - now
-    wait = (wait + running) / len(usable)
-    alone = lane.one_seconds if rows == 1 else _alone(lane, rows)
+        running = min(running, slot.until)
+    full = lane.cap_seconds
+    with_it = wait + cost if rows <= lane.cap else wait
+    if running or with_it > full * ROUNDING:
+        # Whole batches run before its own, which will be as large as such deadlines allow.
+        if running:
+            running = max(0.0, running - now)
+        wait = running + (with_it / ROUNDING // full * full if full else wait) / len(usable)
+        alone = max(alone, min(full * NOISE, 0.5 * (deadline - now)))
+    else:
+        # It will run at once, with those that came with it.
+        alone = min(wait + alone, full)
+        wait = 0.0
     if now - model.confirmed > TRUST:
         alone *= DOUBT
-    if deadline <= now or (lane.cap_seconds and now + wait * model.margin + alone > deadline):
+    if deadline <= now or (full and now + wait * model.margin + alone > deadline):
         return refuse(books, request, _unreachable(deadline, now))
 
     if model.rows + rows > policy.max_queued_rows and not _make_room(books, lane, share, rows, now):

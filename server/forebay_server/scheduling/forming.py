@@ -6,7 +6,8 @@
 3. The batch is filled from that lane in the order of the fair share, up to the cap: the smallest of the model's limit,
    the cost model's best size, what memory allows, and the largest size whose predicted time still meets the tightest
    deadline in the batch. A request with more rows than the cap is cut; others never are.
-4. A request that could not meet its deadline even alone is expired, not run.
+4. A request that could not meet its deadline even alone is expired, not run; so is, while more than a full batch waits,
+   one that would make the batch so small that the engine is wasted.
 5. Slots between the batch and the size that it is padded to are free: jobs get them.
 6. With a delay, a lane that is not full yet is left until its oldest request has waited that long, and not if that
    would cost a deadline.
@@ -29,6 +30,8 @@ MARGIN_MOST = 4.0
 MARGIN_GRAIN = 0.001
 """Seconds added to both waits before they are compared: what is shorter than a turn of the dispatcher says nothing."""
 RATIO_MOST = 8.0
+DEAR = 0.9
+"""With a backlog no deadline may cost more than a tenth of the throughput."""
 DELAY_SLACK = 0.001
 """Seconds that a delayed batch starts before it would cost a deadline."""
 
@@ -179,6 +182,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
     model = lane.model
     share = queue.share
     line, early = queue.line, queue.early
+    tier_rows = queue.tier.rows
     row_cost = lane.row_cost
     per_row = row_cost / share.weight
     tag = virtual = share.tag
@@ -203,7 +207,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
         n = request.rows
         if request.deadline < safe:
             fits = _fits(lane, request, min(cap, lane.cap), now)
-            if fits == 0:
+            if fits == 0 or (tier_rows >= lane.cap and _too_dear(queue, fits, min(cap, lane.cap), now)):
                 books.expire(request, now)
                 continue
             if fits < rows + min(n, lane.cap) and rows:
@@ -252,14 +256,33 @@ def _fits(lane: Lane, request: Request, cap: int, now: float) -> int:
     trusted = now - lane.model.confirmed <= TRUST
     if seconds_of(lane, least) * (1.0 if trusted else DOUBT) > left:
         return 0
-    most = cap
+    return _largest(lane, least, cap, left)
+
+
+def _largest(lane: Lane, least: int, most: int, seconds: float) -> int:
+    """The largest batch between two sizes that takes no more than so long; `least` if none does."""
     while least < most:  # The costs are monotone.
         middle = (least + most + 1) // 2
-        if seconds_of(lane, middle) <= left:
+        if seconds_of(lane, middle) <= seconds:
             least = middle
         else:
             most = middle - 1
     return least
+
+
+def _too_dear(queue: Queue, fits: int, cap: int, now: float) -> bool:
+    """Whether a batch as small as a deadline wants it would waste the engine while more than a full one waits.
+
+    Under overload those at the head are the ones that are almost late. To make batches small for them makes all others
+    late too, and so on until only small batches run. What the newest has left tells which size the callers' deadlines
+    allow at all: one that takes half of that, so that a request may wait for a batch and run in the next.
+    """
+    lane = queue.lane
+    newest = queue.line[-1] if queue.line else queue.early[0][2]
+    usual = _largest(lane, 1, cap, 0.5 * (newest.deadline - now))
+    if fits >= usual:
+        return False
+    return fits * seconds_of(lane, usual) < DEAR * usual * seconds_of(lane, fits)
 
 
 def _cut(queue: Queue, request: Request, parts: list[Part], room: int) -> tuple[int, float]:

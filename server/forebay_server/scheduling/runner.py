@@ -85,7 +85,7 @@ class Runner:
         costs: CostModel,
         instances: Sequence[Instance],
         collator: Collator,
-        inline: bool,  # noqa: FBT001  as in the brief of the port: add(..., inline, now)
+        inline: bool,  # noqa: FBT001  one caller, which passes all by name
         now: float,
     ) -> range:
         """Serves a model. Its instances belong to the runner from now on, which closes them.

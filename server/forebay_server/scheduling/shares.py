@@ -3,8 +3,9 @@
 A *flow* is a (tenant, priority, level); its weight is its tenant's times its priority's. In each model that it uses it
 has a *share* with a tag, which is a virtual time. A share that becomes busy starts at the model's virtual time V or its
 own tag, whichever is later; serving it adds cost / weight to its tag; V is the tag last served. Whoever has the
-smallest tag is served next. When nothing waits any more, V moves on to the last tag there is. So nobody can save up credit while idle, nobody starves, and while two flows are both busy
-their service per weight differs by no more than about one batch.
+smallest tag is served next. When nothing waits any more, V moves on to the last tag there is. So nobody can save up
+credit while idle, nobody starves, and while two flows are both busy their service per weight differs by no more than
+about one batch.
 
 Models that share a device (`ModelPolicy.device`) share its time: a flow that is also served by other models of the
 device is charged for that here, when it is served here, up to `FOREIGN` times what it takes here. Without the bound the

@@ -1,9 +1,8 @@
-"""A world without clock, threads or engines for the tests of the core: seconds are arguments, batches cost what is said."""
+"""A world without clock, threads or engines for the tests of the core: seconds are arguments."""
 
 from math import inf
 
 import pytest
-
 from forebay_server.scheduling.bisection import Faulted, Succeeded
 from forebay_server.scheduling.core import TRANSITIONS, Core
 from forebay_server.scheduling.latency import CostModel

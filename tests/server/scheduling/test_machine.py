@@ -2,15 +2,15 @@
 
 from math import inf
 
-from hypothesis import HealthCheck, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-
 from forebay_server.errors import DeadlineExpired, Internal
 from forebay_server.scheduling.bisection import Died, Faulted, NoMemory, Rejected, Succeeded
 from forebay_server.scheduling.core import TRANSITIONS, Core
 from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.scheduling.request import Level, Priority, Request, State
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 KEYS = (("a", 1), ("b", 1))
 BUCKETS = (((4,),), ((8,),))
@@ -64,8 +64,8 @@ class Machine(RuleBasedStateMachine):
         for key in KEYS:
             costs = CostModel([(BUCKETS[0], rows, 0.010 + 0.001 * rows) for rows in (1, 8)])
             policy = ModelPolicy(
-                max_batch_size=8, max_delay=delay, batch_sizes=sizes, max_queued_rows=MAX_ROWS, max_lanes=2, instances=2,
-                max_execution=5.0,
+                max_batch_size=8, max_delay=delay, batch_sizes=sizes, max_queued_rows=MAX_ROWS, max_lanes=2,
+                instances=2, max_execution=5.0,
             )  # fmt: skip
             for number in self.core.add_model(key, policy, costs, 0.0):
                 self.instances[number] = key
@@ -177,7 +177,7 @@ class Machine(RuleBasedStateMachine):
         self.core.failures = []
 
     @invariant()
-    def books_balance(self):
+    def books_balance(self):  # noqa: C901  one sum over everything
         if not hasattr(self, "core"):
             return
         for request in self.requests:
@@ -234,6 +234,6 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    max_examples=250, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
 TestMachine = Machine.TestCase

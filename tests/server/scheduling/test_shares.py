@@ -3,7 +3,6 @@
 import random
 
 import pytest
-
 from forebay_server.scheduling.policy import ServerPolicy, TenantPolicy
 
 
@@ -13,7 +12,7 @@ def fluid(weights, backlog, capacity):
     open_ = set(weights)
     while capacity > 1e-9 and open_:
         total = sum(weights[name] for name in open_)
-        step = min(min((backlog[name] - got[name]) / weights[name] for name in open_), capacity / total)
+        step = min(capacity / total, *((backlog[name] - got[name]) / weights[name] for name in open_))
         for name in open_:
             got[name] += step * weights[name]
         capacity -= step * total

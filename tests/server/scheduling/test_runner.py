@@ -1,0 +1,312 @@
+"""The runner with real threads: what runs where, who is told, and that nothing is ever lost. No sleeps: events only."""
+
+import threading
+import time
+
+import pytest
+from forebay_server.engines.base import EngineBatch, EngineDead, OutOfMemory, RejectInput
+from forebay_server.errors import EngineUnavailable, InputRejected, Internal
+from forebay_server.scheduling.core import Core
+from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.policy import ModelPolicy
+from forebay_server.scheduling.request import Request
+from forebay_server.scheduling.runner import LONGEST_WAIT, Runner
+
+KEY = ("m", 1)
+BUCKET = ((1,),)
+
+
+class Call(Request):
+    """A request whose inputs are numbers, one per row, and whose result are their doubles."""
+
+    __slots__ = ("batch", "clumsy", "done", "error", "result")
+
+    def __init__(self, lane, values, deadline, arrival, *, clumsy=False):
+        super().__init__(lane, len(values), 8 * len(values), deadline, values, arrival=arrival)
+        self.done = threading.Event()
+        self.result = self.error = self.batch = None
+        self.clumsy = clumsy
+
+    def succeed(self, outputs, start, batch):
+        if self.clumsy:
+            raise RuntimeError("a fault in a callback")
+        assert not self.done.is_set()
+        self.result, self.batch = outputs[start : start + self.rows], batch
+        self.done.set()
+
+    def fail(self, error):
+        assert not self.done.is_set()
+        self.error = error
+        self.done.set()
+
+
+class Collate:
+    """Lists instead of arrays."""
+
+    def collate(self, parts, bucket, padded_rows, instance, parameters):
+        rows = [value for part in parts for value in part.request.inputs[part.start : part.start + part.rows]]
+        return EngineBatch(rows + [0] * (padded_rows - len(rows)), len(rows), parameters)
+
+    def outputs(self, arrays, rows):
+        return arrays[:rows]
+
+    def join(self, pieces):
+        return [value for outputs, start, rows in pieces for value in outputs[start : start + rows]]
+
+
+class Doubler:
+    """An instance that doubles, and does as it is told on certain values."""
+
+    def __init__(self):
+        self.closed = threading.Event()
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.threads = set()
+        self.memory = 1000
+
+    def infer(self, batch):
+        self.threads.add(threading.current_thread().name)
+        self.entered.set()
+        assert self.gate.wait(30)
+        if len(batch.inputs) > self.memory:
+            raise OutOfMemory
+        for index, value in enumerate(batch.inputs):
+            if value == "raise":
+                raise ValueError("secret")
+            if value == "reject":
+                raise RejectInput("too odd", [index])
+            if value == "dead":
+                raise EngineDead
+            if value == "exit":
+                raise SystemExit(3)
+        return [2 * value for value in batch.inputs]
+
+    def stage(self, shapes):
+        return None
+
+    def close(self):
+        self.closed.set()
+
+
+class Host:
+    """A dispatcher: turns until something is the case."""
+
+    def __init__(self, *, inline, instances=1, clock=time.monotonic, **policy):
+        self.woken = threading.Event()
+        self.clock = clock
+        self.core = Core()
+        self.runner = Runner(self.core, wake=self.woken.set, clock=clock)
+        self.doublers = [Doubler() for _ in range(instances)]
+        self.health = []
+        self.runner.listen(lambda *change: self.health.append(change))
+        costs = CostModel([(BUCKET, rows, 1e-5) for rows in (1, 4)])
+        policy = ModelPolicy(**({"max_batch_size": 4, "best_batch_size": 4} | policy))
+        self.numbers = self.runner.add(KEY, policy, costs, self.doublers, Collate(), inline, clock())
+
+    def call(self, *values, patience=60.0, clumsy=False):
+        now = self.clock()
+        call = Call(self.core.lane(KEY, BUCKET), values, now + patience, now, clumsy=clumsy)
+        assert self.runner.admit(call, now) is None
+        return call
+
+    def until(self, condition):
+        for _ in range(1000):
+            wait = self.runner.turn(self.clock())
+            if condition():
+                return
+            self.woken.wait(min(wait, 5.0))
+            self.woken.clear()
+        pytest.fail("it never came to pass")
+
+
+@pytest.fixture
+def host():
+    """Makes hosts and ends their threads."""
+    hosts = []
+
+    def make(**kwargs):
+        hosts.append(Host(**kwargs))
+        return hosts[-1]
+
+    yield make
+    for one in hosts:
+        for doubler in one.doublers:
+            doubler.gate.set()
+        assert one.runner.close()
+        assert all(doubler.closed.is_set() for doubler in one.doublers)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_each_gets_its_own_result(host, inline):
+    """Results go back to those who asked, in the right thread, with the batch's times in order."""
+    h = host(inline=inline)
+    calls = [h.call(value, value + 100) for value in range(7)]
+    h.until(lambda: all(call.done.is_set() for call in calls))
+    assert [call.result for call in calls] == [[2 * value, 2 * value + 200] for value in range(7)]
+    batch = calls[0].batch
+    assert batch.dispatched <= batch.collated <= batch.finished <= batch.completed
+    assert h.doublers[0].threads == {"MainThread" if inline else "instance-0"}
+    assert h.runner.idle()
+
+
+def test_inline_runs_one_batch_a_turn(host):
+    """Arrivals are taken between batches: 0 means that more is waiting."""
+    h = host(inline=True)
+    calls = [h.call(value) for value in range(9)]
+    assert h.runner.turn(h.clock()) == 0.0
+    assert [call.done.is_set() for call in calls] == [True] * 4 + [False] * 5
+    assert h.runner.turn(h.clock()) == 0.0
+    assert h.runner.turn(h.clock()) == LONGEST_WAIT
+    assert all(call.done.is_set() for call in calls)
+
+
+def test_turn_says_how_long_nothing_is_to_be_done(host):
+    """Until the next deadline or the end of a delay, at most a second."""
+    times = [100.0]
+    h = host(inline=True, clock=lambda: times[0], max_delay=0.25)
+    assert h.runner.turn(100.0) == LONGEST_WAIT
+    call = h.call(1)
+    assert h.runner.turn(100.0) == 0.25
+    times[0] = 100.25
+    h.runner.turn(100.25)
+    assert call.result == [2]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_only_the_culprit_fails(host, inline):
+    """An exception of the model becomes an internal error for the culprit; its text stays here."""
+    h = host(inline=inline)
+    calls = [h.call(value) for value in (1, "raise", 3, 4)]
+    h.until(lambda: all(call.done.is_set() for call in calls))
+    assert [call.result for call in calls] == [[2], None, [6], [8]]
+    assert isinstance(calls[1].error, Internal)
+    assert "secret" not in str(calls[1].error)
+
+
+def test_a_refused_input_gets_the_models_words(host):
+    """And its neighbours their results."""
+    h = host(inline=True)
+    calls = [h.call(value) for value in (1, "reject", 3)]
+    h.until(lambda: all(call.done.is_set() for call in calls))
+    assert [call.result for call in calls] == [[2], None, [6]]
+    assert isinstance(calls[1].error, InputRejected)
+    assert str(calls[1].error) == "too odd"
+
+
+def test_oversized_requests_are_joined(host):
+    """Eleven rows through batches of four, and then of two for want of memory."""
+    h = host(inline=False)
+    h.doublers[0].memory = 2
+    call = h.call(*range(11))
+    h.until(call.done.is_set)
+    assert call.result == [2 * value for value in range(11)]
+
+
+def test_a_dead_engine_fails_what_it_ran_and_the_others_go_on(host):
+    """Health is told; the second instance serves."""
+    h = host(inline=False, instances=2)
+    call = h.call("dead")
+    h.until(call.done.is_set)
+    assert call.error.reason == "ENGINE_RESTARTED"
+    assert h.health == [(KEY, 1, 2)]
+    assert h.runner.stuck() == [KEY]
+    after = h.call(5)
+    h.until(after.done.is_set)
+    assert after.result == [10]
+
+
+def test_a_worker_that_ends_is_not_lost_silently(host):
+    """SystemExit from a model ends the thread: the batch fails, what waits fails, the model takes no more."""
+    h = host(inline=False)
+    first = h.call("exit")
+    h.runner.turn(h.clock())
+    second = h.call(1)
+    h.until(lambda: first.done.is_set() and second.done.is_set() and h.doublers[0].closed.is_set())
+    assert isinstance(first.error, EngineUnavailable)
+    assert isinstance(second.error, EngineUnavailable)
+    now = h.clock()
+    refused = h.runner.admit(Call(h.core.lane(KEY, BUCKET), [1], now + 9, now), now)
+    assert isinstance(refused, EngineUnavailable)
+    assert h.health == [(KEY, 0, 1)]
+
+
+def test_a_stuck_worker_turns_health_and_back(host):
+    """At its limit its requests fail once; when the batch comes back after all, the instance serves again."""
+    times = [0.0]
+    h = host(inline=False, clock=lambda: times[0], max_execution=2.0)
+    doubler = h.doublers[0]
+    doubler.gate.clear()
+    hung = h.call(1)
+    h.runner.turn(0.0)
+    assert doubler.entered.wait(30)
+    times[0] = 2.0
+    h.runner.turn(2.0)
+    assert isinstance(hung.error, EngineUnavailable)
+    assert h.health == [(KEY, 0, 1)]
+    doubler.gate.set()
+    h.until(lambda: h.runner.stuck() == [])
+    assert h.health == [(KEY, 0, 1), (KEY, 1, 1)]
+    after = h.call(4)
+    h.until(after.done.is_set)
+    assert after.result == [8]
+
+
+def test_waiting_requests_expire_while_the_engine_is_busy(host):
+    """The dispatcher does not wait for the worker; cancelling afterwards does no harm."""
+    times = [0.0]
+    h = host(inline=False, clock=lambda: times[0])
+    h.doublers[0].gate.clear()
+    running = [h.call(value) for value in range(4)]
+    h.runner.turn(0.0)
+    waiting = h.call(9, patience=0.5)
+    assert h.runner.turn(0.0) == 0.5
+    times[0] = 0.5
+    h.runner.turn(0.5)
+    assert waiting.error.reason == "DEADLINE_EXPIRED"
+    assert h.runner.cancel(waiting, 0.5) is False
+    h.doublers[0].gate.set()
+    h.until(lambda: all(call.done.is_set() for call in running))
+
+
+def test_a_callback_that_raises_costs_nobody_else_anything(host):
+    """It gets an internal error, its neighbours their results."""
+    h = host(inline=True)
+    calls = [h.call(1), h.call(2, clumsy=True), h.call(3)]
+    h.until(lambda: all(call.done.is_set() for call in calls))
+    assert [call.result for call in calls] == [[2], None, [6]]
+    assert isinstance(calls[1].error, Internal)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_removed_model_closes_its_instances_and_says_so(host, inline):
+    """What waits fails, what runs is finished, then `closed` is called, in the dispatcher."""
+    h = host(inline=inline)
+    h.doublers[0].gate.set()
+    closed = []
+    waiting = h.call(1)
+    h.runner.remove(KEY, h.clock(), lambda: closed.append(threading.current_thread().name))
+    assert isinstance(waiting.error, EngineUnavailable)
+    h.until(lambda: closed)
+    assert closed == ["MainThread"]
+    assert h.doublers[0].closed.is_set()
+    assert h.runner.idle()
+
+
+def test_drain_finishes_what_was_accepted(host):
+    """Nothing new, no delay; idle at the end."""
+    h = host(inline=False, max_delay=30.0)
+    calls = [h.call(value) for value in range(6)]
+    h.runner.drain(h.clock())
+    now = h.clock()
+    assert h.runner.admit(Call(h.core.lane(KEY, BUCKET), [1], now + 9, now), now).reason == "DRAINING"
+    h.until(h.runner.idle)
+    assert all(call.result for call in calls[1:])
+
+
+def test_the_watchdog_is_told_what_an_inline_batch_may_take(host):
+    """Nothing for workers; for inline instances the model's own limit, once it has a lane."""
+    assert host(inline=False).runner.longest_batch() == 0.0
+    h = host(inline=True, max_execution=7.0)
+    h.call(1)
+    assert h.runner.longest_batch() == 7.0
