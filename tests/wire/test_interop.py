@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-
 from forebay_server.wire.port import CANCEL, OPEN, Failure
 
 PATH = "/wire.test.Test/"

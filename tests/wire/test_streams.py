@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-
 from forebay_server.wire.port import (
     CALL,
     CANCEL,
@@ -128,7 +127,10 @@ def test_no_message_beyond_the_credit(server, talk, wait_until):
 
 @pytest.mark.parametrize("adapter", [pytest.param("native", marks=pytest.mark.native)], indirect=True)
 def test_a_half_close_needs_no_credit(server, talk):
-    """A half-close is delivered without credit. Native only: grpcio shows it to a read alone, and reads wait for credit."""
+    """A half-close is delivered without credit.
+
+    Native only: grpcio shows it to a read alone, and reads wait for credit.
+    """
     stream = talk("Manual")
     stream.half_close()
     number = server.wait(OPEN)[0][1]
