@@ -183,7 +183,7 @@ class Server:
         with self._changed:
             return [event[0] for event in self.events if event[1] == call]
 
-    def channel(self, index=0, *, credentials=None, options=()):
+    def channel(self, index=0, *, credentials=None, authority="localhost", options=()):
         """A grpcio channel of its own connection."""
         options = [
             ("grpc.use_local_subchannel_pool", 1),
@@ -192,6 +192,8 @@ class Server:
             *options,
         ]
         address = self.addresses[index].replace("0.0.0.0", "127.0.0.1")
+        if address.startswith("unix:"):
+            options.append(("grpc.default_authority", authority))
         if credentials is None:
             channel = grpc.insecure_channel(address, options)
         else:

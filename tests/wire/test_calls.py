@@ -262,7 +262,9 @@ def test_actions_on_dead_calls_are_dropped(server, channel, call):
     call(channel, "Echo")
     number = server.wait(CALL)[0][1]
     late = Failure(3, "late")
-    assert server.answer([(RESPOND, number, b"x"), (FAIL, number, late), (SEND, 10**9, b"x"), (FAIL, 10**9, late)]) == []
+    assert (
+        server.answer([(RESPOND, number, b"x"), (FAIL, number, late), (SEND, 10**9, b"x"), (FAIL, 10**9, late)]) == []
+    )
     assert call(channel, "Echo", b"good") == b"good"
 
 
