@@ -105,6 +105,32 @@ def test_what_an_opening_carries(server, channel):
     assert message[5:] == (None, None)
 
 
+def test_every_event_names_the_method_of_its_call(serve, raw, wait_until):
+    """All kinds of events carry the index of their call's method, by which they are handed to a service."""
+    server = serve(outbox_bytes=1000)
+    client = raw(server)
+    chat, manual = client.request("Chat"), client.request("Manual")
+    client.data(chat, client.frame(b"a"), end=True)
+    assert client.status(chat) == 0
+    number = server.wait(OPEN, "Manual")[0][1]
+    server.answer([(SEND, number, bytes(2000))])
+    server.wait(WRITABLE, "Manual")
+    client.h2.reset_stream(manual, 8)
+    client.flush()
+    server.wait(CANCEL, "Manual")
+    held = client.request("Hold")
+    client.data(held, client.frame(b""), end=True)
+    server.wait(CALL, "Hold")
+    client.h2.reset_stream(held, 8)
+    client.flush()
+    server.wait(CANCEL, "Hold")
+    methods = {}
+    for event in server.events:
+        methods.setdefault(event[1], set()).add(event[2])
+    assert len(methods) == 3
+    assert all(len(indices) == 1 for indices in methods.values())
+
+
 def test_no_message_beyond_the_credit(server, talk, wait_until):
     """A message is delivered only for a credit, and each credit is for one message."""
     stream = talk("Manual")
