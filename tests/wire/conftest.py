@@ -4,7 +4,7 @@ Each test runs once for each adapter. After each, the server must be as it was b
 """
 
 import contextlib
-import datetime
+import datetime as dt
 import importlib.util
 import ipaddress
 import socket
@@ -25,7 +25,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from forebay_server.wire.choose import open_wire
 from forebay_server.wire.port import (
     CALL,
@@ -96,7 +95,9 @@ class Server:
     """An adapter under a dispatcher thread that plays the script above and records all events."""
 
     def __init__(self, adapter, *, limits, exposures):
-        self.wire = open_wire(adapter, WireConfig(methods=METHODS, exposures=exposures, refusals=REFUSALS, limits=limits))
+        self.wire = open_wire(
+            adapter, WireConfig(methods=METHODS, exposures=exposures, refusals=REFUSALS, limits=limits)
+        )
         self.events = []
         self.full = []
         self.failure = Failure(13, "not set")
@@ -182,7 +183,7 @@ class Server:
         with self._changed:
             return [event[0] for event in self.events if event[1] == call]
 
-    def channel(self, index=0, *, credentials=None, options=()):
+    def channel(self, index=0, *, credentials=None, authority="localhost", options=()):
         """A grpcio channel of its own connection."""
         options = [
             ("grpc.use_local_subchannel_pool", 1),
@@ -191,6 +192,8 @@ class Server:
             *options,
         ]
         address = self.addresses[index].replace("0.0.0.0", "127.0.0.1")
+        if address.startswith("unix:"):
+            options.append(("grpc.default_authority", authority))
         if credentials is None:
             channel = grpc.insecure_channel(address, options)
         else:
@@ -462,15 +465,15 @@ class Authority:
         return str(path)
 
     def _sign(self, subject, key, *, ca, names):
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self.name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now - dt.timedelta(hours=1))
+            .not_valid_after(now + dt.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         )
         if not ca:
@@ -496,6 +499,14 @@ class Authority:
             self._write(file or name, certificate.public_bytes(pem)),
             self._write((file or name) + "-key", key.private_bytes(pem, *plain)),
         )
+
+    @staticmethod
+    def encrypt(path):
+        """Puts a password on a key."""
+        key = serialization.load_pem_private_key(Path(path).read_bytes(), None)
+        locked = serialization.BestAvailableEncryption(b"password")
+        form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        Path(path).write_bytes(key.private_bytes(*form, locked))
 
 
 @pytest.fixture
@@ -551,5 +562,3 @@ def common_name(authority):
             return dict(pair for part in sock.getpeercert()["subject"] for pair in part)["commonName"]
 
     return shake
-
-

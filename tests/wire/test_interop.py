@@ -1,11 +1,12 @@
 """The cases of gRPC's interop suite that concern a server, by their own names and sizes."""
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import grpc.aio
 import pytest
-
 from forebay_server.wire.port import CANCEL, OPEN, Failure
 
 PATH = "/wire.test.Test/"
@@ -129,3 +130,33 @@ def test_concurrent_large_unary(channel, call):
     with ThreadPoolExecutor(32) as pool:
         sizes = list(pool.map(lambda _: len(call(channel, "Echo", bytes(LARGE_REQUEST))), range(100)))
     assert sizes == [LARGE_REQUEST] * 100
+
+
+def test_an_asyncio_client(server):
+    """grpcio's asyncio client speaks unary calls and streams, cancels, and sees deadlines and statuses."""
+    server.failure = Failure(9, "not ready")
+
+    async def talk():
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            echo = channel.unary_unary(PATH + "Echo")
+            bodies = [b"%d" % index for index in range(50)]
+            assert await asyncio.gather(*(echo(body, timeout=10) for body in bodies)) == bodies
+            chat = channel.stream_stream(PATH + "Chat")(timeout=10)
+            for body in bodies:
+                await chat.write(body)
+                assert await chat.read() == body
+            await chat.done_writing()
+            assert await chat.read() is grpc.aio.EOF
+            cancelled = channel.stream_stream(PATH + "Chat")(timeout=10)
+            await cancelled.write(b"a")
+            assert await cancelled.read() == b"a"
+            cancelled.cancel()
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await channel.unary_unary(PATH + "Fail")(b"", timeout=10)
+            assert (failed.value.code(), failed.value.details()) == (grpc.StatusCode.FAILED_PRECONDITION, "not ready")
+            with pytest.raises(grpc.aio.AioRpcError) as late:
+                await channel.unary_unary(PATH + "Hold")(b"", timeout=0.1)
+            assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    asyncio.run(talk())
+    server.wait(CANCEL, count=2)

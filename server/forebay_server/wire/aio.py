@@ -37,9 +37,11 @@ class AioWire:
     * Of the limits marked (n) in `port.Limits`, the number of connections and the time for a handshake are kept by
       grpcio; bytes held, the connection window and slow senders are not. Floods of frames are bounded only by what
       grpcio does itself.
-    * grpcio itself answers messages over `max_receive_bytes` (RESOURCE_EXHAUSTED), compressed ones (UNIMPLEMENTED), an
-      expired deadline (DEADLINE_EXCEEDED) and calls that come after `drain` (UNAVAILABLE): with these codes, but with
-      texts of its own and without our details; they are not counted in `Figures.refused_total`.
+    * grpcio itself answers messages over `max_receive_bytes` (RESOURCE_EXHAUSTED), compressed ones (UNIMPLEMENTED) and
+      an expired deadline (DEADLINE_EXCEEDED): with these codes, but with texts of its own and without our details; they
+      are not counted in `Figures.refused_total`.
+    * After `drain` no call is delivered any more. New connections are refused (UNAVAILABLE to a grpcio caller), but a
+      call that meets a live connection before the caller has seen that it must go is CANCELLED by grpcio.
     * HALF_CLOSE is seen only by a read, and a stream is read only while it has credit.
     * A stream that ends inside a message looks like one that its caller ended after the message before, and any content
       type is taken.
@@ -51,13 +53,14 @@ class AioWire:
 
     name = "grpc.aio"
 
+    _loop: asyncio.AbstractEventLoop
+    _thread: threading.Thread
+    _exchange: Exchange
+
     def __init__(self, config: WireConfig) -> None:
         self._config = config
         self._inbox = Inbox()
         self._watchdog = Watchdog()
-        self._loop = asyncio.new_event_loop()
-        self._exchange = Exchange(self._loop, self._inbox, config.limits, config.refusals)
-        self._thread = threading.Thread(target=self._run, name="forebay-grpc-aio", daemon=True)
         self._servers: list[grpc.aio.Server] = []
         self._certificates: list[Certificates] = []
         self._stopping: list[asyncio.Task[None]] = []
@@ -67,6 +70,9 @@ class AioWire:
     def start(self) -> list[str]:
         """See `Wire.start`."""
         _check_grpcio()
+        self._loop = asyncio.new_event_loop()
+        self._exchange = Exchange(self._loop, self._inbox, self._config.limits, self._config.refusals)
+        self._thread = threading.Thread(target=self._run, name="forebay-grpc-aio", daemon=True)
         self._thread.start()
         try:
             return asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()

@@ -1,9 +1,9 @@
 """The calls of `wire.aio`: one handler coroutine for each, between grpcio and the port's events and actions.
 
 Two sides meet here. On the loop's thread a handler reads, reports events, and writes what its outbox holds; it alone
-touches grpcio. On any thread `Exchange.answer` puts actions into outboxes. `Exchange.live` says which calls may still be
-acted on; whoever takes a call out of it, under the lock, settles how it ends, and so CANCEL comes at most once and never
-after an answer.
+touches grpcio. On any thread `Exchange.answer` puts actions into outboxes. `Exchange.live` says which calls may still
+be acted on; whoever takes a call out of it, under the lock, settles how it ends, and so CANCEL comes at most once and
+never after an answer.
 
 All methods are handled as streams, since grpcio's unary handlers don't notice a missing or a second message.
 """
@@ -198,8 +198,8 @@ class Exchange:
         except grpc.aio.BaseError as exc:
             # The call broke under a read or a write, or the server has stopped: there is nobody to tell.
             raise asyncio.CancelledError from exc
-        except Exception:
-            _fail(context, _internal_error())
+        except Exception as exc:  # noqa: BLE001 - grpcio would send its text to the caller
+            _fail(context, _internal_error(exc))
         finally:
             if call.reader is not None:
                 call.reader.cancel()
@@ -211,12 +211,12 @@ class Exchange:
 
     async def _read_only_message(self, call: Call) -> bytes | None:
         """The one message of a unary call, or None if the call was failed for want of exactly one."""
-        body = await call.context.read()
-        if body is not grpc.aio.EOF and await call.context.read() is grpc.aio.EOF:
+        body = await _message(call.context)
+        if body is not None and await _message(call.context) is None:
             self.received_bytes += len(body)
             return body
         self.refused += 1
-        what = "no message" if body is grpc.aio.EOF else "more than one message"
+        what = "no message" if body is None else "more than one message"
         _fail(call.context, Failure(code=12, message=f"{what} in a call that takes exactly one"))
         return None
 
@@ -232,9 +232,7 @@ class Exchange:
             if body is not None:
                 call.held = len(body)
                 self.held_bytes += call.held
-            self._inbox.put(
-                (OPEN if body is None else CALL, call.number, call.method, body, deadline, peer, metadata)
-            )
+            self._inbox.put((OPEN if body is None else CALL, call.number, call.method, body, deadline, peer, metadata))
 
     async def _read(self, call: Call) -> None:
         """Delivers the messages of a stream, each for a credit. Runs beside `_write`."""
@@ -243,13 +241,13 @@ class Exchange:
                 while call.credit <= 0:
                     call.credited.clear()
                     await call.credited.wait()
-                message = await call.context.read()
-                if message is grpc.aio.EOF:
+                body = await _message(call.context)
+                if body is None:
                     await asyncio.sleep(_SETTLE)
-                    kind, body = HALF_CLOSE, None
+                    kind = HALF_CLOSE
                 else:
-                    self.received_bytes += len(message)
-                    kind, body = MESSAGE, message
+                    self.received_bytes += len(body)
+                    kind = MESSAGE
                 with self._lock:
                     call.credit -= kind == MESSAGE
                     if call.number in self.live:
@@ -258,10 +256,10 @@ class Exchange:
                     return
         except grpc.aio.BaseError:
             return  # the call is over
-        except Exception:  # noqa: BLE001 - whatever it is, the caller gets an answer and the log the reason
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the caller gets an answer and the log the reason
             with self._lock:
                 self._cancel(call)
-            call.outbox.append((FAIL, _internal_error()))
+            call.outbox.append((FAIL, _internal_error(exc)))
             call.work.set()
 
     async def _write(self, call: Call) -> None:
@@ -325,6 +323,12 @@ def _stir(calls: list[Call], read: Callable[[Call], Awaitable[Any]]) -> None:
                 call.reader = asyncio.get_running_loop().create_task(cast("Any", read(call)))
 
 
+async def _message(context: Context) -> bytes | None:
+    """The next message of a call; None at their end."""
+    message: object = await context.read()
+    return message if isinstance(message, bytes) else None  # else grpc.aio.EOF
+
+
 def _fail(context: Context, failure: Failure) -> None:
     """Sets the status that goes out when the handler returns; trailers-only if nothing was sent before."""
     context.set_code(_CODES.get(failure.code, grpc.StatusCode.UNKNOWN))
@@ -335,10 +339,10 @@ def _fail(context: Context, failure: Failure) -> None:
     context.set_trailing_metadata(tuple(trailers))
 
 
-def _internal_error() -> Failure:
-    """Logs the present exception, and makes an answer that does not show it."""
+def _internal_error(exc: Exception) -> Failure:
+    """Logs an exception, and makes an answer that does not show it."""
     error = Internal()
-    log.exception("wire.handler_failed", error_id=error.error_id)
+    log.error("wire.handler_failed", error_id=error.error_id, exc_info=exc)
     return Failure(code=13, message=error.message)
 
 

@@ -1,7 +1,7 @@
 """Certificates of `wire.aio`: reads the files of an exposure, checks them, and renews them while it serves.
 
-grpcio takes whatever it is given and fails at each handshake; so the files are first loaded by `ssl`, which says what is
-wrong with them. Live connections are not touched by a renewal.
+grpcio takes whatever it is given and fails at each handshake; so the files are first loaded by `ssl`, which says what
+is wrong with them. Live connections are not touched by a renewal.
 """
 
 import ssl

@@ -3,8 +3,8 @@
 It stands on `faulthandler.dump_traceback_later(exit=True)`: a thread in C that prints all stacks to stderr and ends the
 process with code 1. (The native adapter has a watchdog of its own, with code 70.) There is one such timer in a process.
 
-Setting that timer starts a thread, which is too much for each turn of a busy dispatcher. So it is set with a margin of a
-quarter of the budget, and again only when the margin is used up: the process ends between one budget and one and a
+Setting that timer starts a thread, which is too much for each turn of a busy dispatcher. So it is set with a margin of
+a quarter of the budget, and again only when the margin is used up: the process ends between one budget and one and a
 quarter after the owner's last sign of life.
 """
 
