@@ -78,7 +78,8 @@ def test_summaries_are_medians_with_their_spread():
         ({"failures": 3}, "3 requests failed"),
         ({"generator_share": 0.95}, "the generator used 95% of its core"),
         ({"foreign_share": 0.2}, "others used 20% of the server's core"),
-        ({"failures": 0, "generator_share": 0.9, "foreign_share": 0.05}, None),
+        ({"load_foreign_share": 0.3}, "others used 30% of the generator's core"),
+        ({"failures": 0, "generator_share": 0.9, "foreign_share": 0.05, "load_foreign_share": 0.2}, None),
     ],
 )
 def test_doubts_are_said(metrics, words):
