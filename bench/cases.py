@@ -19,7 +19,7 @@ import psutil
 from bench import breakdown, generator, models
 from bench.errors import BenchError
 from bench.report import Sample
-from bench.server import COLUMNS, Server
+from bench.server import COLUMNS, ROOT, Server
 
 SMALL, MEDIUM, LARGE = "small", "medium", "large-message"
 UNARY_LOADS = (1, 8, 32, 128)
@@ -190,18 +190,25 @@ def goodput(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
             yield dataclasses.replace(sample, metrics=sample.metrics | {"offered_rps": capacity * times})
 
 
+QUEUE_PROGRAM = """
+import json
+from bench.micro_scheduling import measure
+nanoseconds = {waiting: sum(measure(waiting, 1, 64_000)) for waiting in (100, 100_000)}
+print(json.dumps({"few_ns": nanoseconds[100], "many_ns": nanoseconds[100_000]}))
+"""
+"""Admission, dispatch and completion of a request, in nanoseconds, with few and with many waiting."""
+
+
 def queue(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     """The core's cost of a request with many waiting, over that with few; measured without a server."""
     if importlib.util.find_spec("bench.micro_scheduling") is None:
         bench.say("queue: bench.micro_scheduling is not there, left out")
         return
     bench.say("queue: the core alone")
-    told = _python(bench, "bench.micro_scheduling", "--json")
-    figures = {"ratio": float(told["ratio"])}
+    told = _python(bench, "-c", QUEUE_PROGRAM)
+    figures = {"ratio": told["many_ns"] / told["few_ns"], **told}
     bench.step()
-    yield Sample(
-        case="queue", column=column, load="100000 over 100", repeat=repeat, metrics=figures, detail={"told": told}
-    )
+    yield Sample(case="queue", column=column, load="100000 over 100", repeat=repeat, metrics=figures)
 
 
 def startup(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
@@ -260,12 +267,12 @@ def ceiling(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
             yield Sample(case="ceiling", column=column, load=f"{in_flight} in flight", repeat=repeat, metrics=figures)
 
 
-def _python(bench: Bench, module: str, *arguments: str) -> dict[str, Any]:
-    """Runs a module on the server's core and reads the JSON that it writes last."""
-    command = ["taskset", "-c", str(bench.server_core), sys.executable, "-m", module, *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+def _python(bench: Bench, *arguments: str) -> dict[str, Any]:
+    """Runs Python on the server's core and reads the JSON that it writes."""
+    command = ["taskset", "-c", str(bench.server_core), sys.executable, *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if finished.returncode != 0:
-        raise BenchError(f"{module} failed: {finished.stderr.strip()[-2000:]}")
+        raise BenchError(f"{arguments[1].strip()} failed: {finished.stderr.strip()[-2000:]}")
     told: dict[str, Any] = json.loads(finished.stdout)
     return told
 
