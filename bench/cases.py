@@ -168,7 +168,7 @@ def medium(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     if column == "inprocess":
         bench.say("medium: in process")
         told = _python(
-            bench, "bench.peers.inprocess", str(bench.files(MEDIUM).model), "--seconds", f"{bench.seconds / 2}"
+            bench, "-m", "bench.peers.inprocess", str(bench.files(MEDIUM).model), "--seconds", f"{bench.seconds / 2}"
         )
         for size, rate in told["rows_per_second"].items():
             figures = {"rps": rate, "row_ms": 1000 / rate}

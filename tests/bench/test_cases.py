@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from bench import cases, run, server, targets
+from bench import cases, models, run, server, targets
 from bench.errors import BenchError
+from bench.peers import inprocess
 
 
 def test_everything_is_chosen_by_default():
@@ -73,3 +74,15 @@ def test_an_error_is_one_sentence_and_an_exit_status():
     assert finished.returncode == 1
     assert finished.stderr.startswith("bench: there is no `speed`")
     assert "Traceback" not in finished.stderr
+
+
+def test_the_bound_of_the_medium_model_is_measured_in_a_process_of_its_own(model_files, core):
+    """The case runs the real program on the server's core and makes a sample of each batch size."""
+    bench = cases.Bench(
+        directory=model_files.model.parent, server_core=core, load_core=core, seconds=0.02, warm_up=0.0, columns=[],
+        memory_requests=0, say=lambda line: None, step=lambda: None,
+    )  # fmt: skip
+    models.make("medium", bench.directory)
+    samples = list(cases.medium(bench, "inprocess", 3))
+    assert [sample.load for sample in samples] == [f"batches of {size}" for size in inprocess.BATCH_SIZES]
+    assert all(sample.metrics["rps"] > 0 and sample.repeat == 3 for sample in samples)
