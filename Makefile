@@ -19,8 +19,11 @@ demo: env ## Train a small model, serve it, and call it from many callers
 	$(BIN)/python examples/digits.py $(DEMO)
 
 .PHONY: test
-test: env ## Run the tests (at most 12 minutes on two cores)
+test: env loadgen ## Run the tests (at most 12 minutes on two cores)
 	$(BIN)/python -m pytest -m "not long" $(PYTEST)
+ifneq ($(CARGO),)
+	$(CARGO) test --quiet --locked --manifest-path bench/loadgen/Cargo.toml
+endif
 
 .PHONY: test-long
 test-long: env ## Soak, faults and fuzzing (an hour or so)
@@ -78,6 +81,10 @@ lint: env build/googleapis ## ruff, buf, rustfmt, clippy
 	$(BIN)/ruff format --check
 	$(GEN)/buf lint
 	$(GEN)/buf format --diff --exit-code
+ifneq ($(CARGO),)
+	$(CARGO) fmt --check --manifest-path bench/loadgen/Cargo.toml
+	$(CARGO) clippy --quiet --locked --all-targets --manifest-path bench/loadgen/Cargo.toml -- --deny warnings
+endif
 
 .PHONY: types
 types: env ## mypy, strict
@@ -104,6 +111,29 @@ dist: env ## Build the wheel and the source distribution, and look into them
 check: gen-check lint types $(if $(CARGO),native-check,) go-check dist test ## All that CI does
 	$(MAKE) demo
 	$(MAKE) demo DEMO="--wire grpc.aio"
+
+##@ Speed
+
+LOADGEN := bench/loadgen/target/release/forebay-loadgen
+LOADGEN_SOURCES := $(shell find bench/loadgen -name target -prune -o \( -name '*.rs' -o -name '*.toml' -o -name 'Cargo.lock' \) -print 2>/dev/null)
+
+.PHONY: loadgen
+loadgen: $(if $(CARGO),$(LOADGEN),) ## Build the load generator of the bench, if cargo is there
+
+$(LOADGEN): $(LOADGEN_SOURCES)
+	$(CARGO) build --release --quiet --locked --manifest-path bench/loadgen/Cargo.toml
+	touch $@
+
+.PHONY: bench
+bench: env loadgen ## Measure everything beside other servers (half an hour, two quiet cores); BENCH="--only unary"
+	$(BIN)/python -m bench.run $(BENCH)
+
+.PHONY: bench-quick
+bench-quick: env loadgen ## The same in two minutes, for a first look
+	$(BIN)/python -m bench.run --quick $(BENCH)
+
+build/forebay.binpb: build/googleapis $(wildcard protos/forebay/v1/*.proto) ## The contract as a descriptor set, for ghz
+	$(GEN)/buf build --output $@
 
 .PHONY: help
 help: ## This list

@@ -99,7 +99,7 @@ def _profile(server: Server, command: list[str], core: int) -> dict[str, float]:
         return {}
     with tempfile.NamedTemporaryFile("r", suffix=".raw") as output, _load(command, core):
         watch = [spy, "record", "--pid", str(server.pid), "--duration", "1", "--rate", "400"]
-        watch += ["--format", "raw", "--output", output.name, "--nonblocking"]
+        watch += ["--format", "raw", "--output", output.name, "--nonblocking", "--full-filenames"]
         finished = subprocess.run(watch, capture_output=True, text=True, check=False)
         return shares(output.read()) if finished.returncode == 0 else {}
 

@@ -19,7 +19,7 @@ import psutil
 from bench import breakdown, generator, models
 from bench.errors import BenchError
 from bench.report import Sample
-from bench.server import COLUMNS, Server
+from bench.server import COLUMNS, ROOT, Server
 
 SMALL, MEDIUM, LARGE = "small", "medium", "large-message"
 UNARY_LOADS = (1, 8, 32, 128)
@@ -96,17 +96,19 @@ def _figures(report: generator.Report) -> dict[str, float]:
 def _loaded(bench: Bench, server: Server, case: str, load: str, repeat: int, calls: Path, **options: Any) -> Sample:
     """One load on a running server, with what it cost the server."""
     bench.say(f"{case}: {server.column.title}, {load}")
-    batches, cpu, busy = server.batch_sizes(), server.cpu_seconds(), _busy_seconds(bench.server_core)
+    batches, cpu, busy = server.batch_sizes(), server.cpu_seconds(), _busy_seconds(bench)
     report = bench.load(server.target, calls, **options)
-    cpu, busy = server.cpu_seconds() - cpu, _busy_seconds(bench.server_core) - busy
+    cpu = server.cpu_seconds() - cpu
+    server_busy, load_busy = (after - before for after, before in zip(_busy_seconds(bench), busy, strict=True))
     sizes = server.batch_sizes() - batches
     bench.step()
     seconds = options.get("seconds", bench.seconds) + options.get("warm_up", bench.warm_up)
     # The server's CPU time is of the whole run, so it is put against all of the run's seconds.
     figures = _figures(report) | {
         "server_us_per_request": cpu / seconds / report["rps"] * 1e6 if report["rps"] else 0.0,
-        # Work of others on the server's core, as a share of it: the figures are too low by at least that.
-        "foreign_share": max(0.0, busy - cpu) / seconds,
+        # Work of others on the two cores, as a share of them: the figures are too low by at least that.
+        "foreign_share": max(0.0, server_busy - cpu) / seconds,
+        "load_foreign_share": max(0.0, load_busy / seconds - report["cpu_share"]),
         "batch_mean": sum(rows * count for rows, count in sizes.items()) / max(1, sizes.total()),
     }
     detail = {key: report[key] for key in ("latency_ms", "send_lag_ms", "by_status", "by_reason", "series")}
@@ -114,10 +116,12 @@ def _loaded(bench: Bench, server: Server, case: str, load: str, repeat: int, cal
     return Sample(case=case, column=server.column.key, load=load, repeat=repeat, metrics=figures, detail=detail)
 
 
-def _busy_seconds(core: int) -> float:
-    """Time that a core has worked, for whomever; the hypervisor's share included."""
-    times = psutil.cpu_times(percpu=True)[core]
-    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+def _busy_seconds(bench: Bench) -> tuple[float, float]:
+    """Time that the server's and the generator's core have worked, for whomever; what the hypervisor took included."""
+    cores = psutil.cpu_times(percpu=True)
+    used = (cores[bench.server_core], cores[bench.load_core])
+    server, load = (float(sum(core) - core.idle - core.iowait - core.guest - core.guest_nice) for core in used)
+    return server, load
 
 
 def unary(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
@@ -164,7 +168,7 @@ def medium(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     if column == "inprocess":
         bench.say("medium: in process")
         told = _python(
-            bench, "bench.peers.inprocess", str(bench.files(MEDIUM).model), "--seconds", f"{bench.seconds / 2}"
+            bench, "-m", "bench.peers.inprocess", str(bench.files(MEDIUM).model), "--seconds", f"{bench.seconds / 2}"
         )
         for size, rate in told["rows_per_second"].items():
             figures = {"rps": rate, "row_ms": 1000 / rate}
@@ -186,18 +190,25 @@ def goodput(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
             yield dataclasses.replace(sample, metrics=sample.metrics | {"offered_rps": capacity * times})
 
 
+QUEUE_PROGRAM = """
+import json
+from bench.micro_scheduling import measure
+nanoseconds = {waiting: sum(measure(waiting, 1, 64_000)[:2]) for waiting in (100, 100_000)}
+print(json.dumps({"few_ns": nanoseconds[100], "many_ns": nanoseconds[100_000]}))
+"""
+"""Admission and dispatch of a request, in nanoseconds, with few and with many waiting."""
+
+
 def queue(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     """The core's cost of a request with many waiting, over that with few; measured without a server."""
     if importlib.util.find_spec("bench.micro_scheduling") is None:
         bench.say("queue: bench.micro_scheduling is not there, left out")
         return
     bench.say("queue: the core alone")
-    told = _python(bench, "bench.micro_scheduling", "--json")
-    figures = {"ratio": float(told["ratio"])}
+    told = _python(bench, "-c", QUEUE_PROGRAM)
+    figures = {"ratio": told["many_ns"] / told["few_ns"], **told}
     bench.step()
-    yield Sample(
-        case="queue", column=column, load="100000 over 100", repeat=repeat, metrics=figures, detail={"told": told}
-    )
+    yield Sample(case="queue", column=column, load="100000 over 100", repeat=repeat, metrics=figures)
 
 
 def startup(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
@@ -250,16 +261,18 @@ def ceiling(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
         for in_flight in (32, 128):
             bench.say(f"ceiling: {in_flight} in flight")
             figures = _figures(bench.load(target, calls, in_flight=in_flight))
+            # The rate at which its core would be full: the server of fixed answers may be the slower one.
+            figures["limit_rps"] = figures["rps"] / figures["generator_share"]
             bench.step()
             yield Sample(case="ceiling", column=column, load=f"{in_flight} in flight", repeat=repeat, metrics=figures)
 
 
-def _python(bench: Bench, module: str, *arguments: str) -> dict[str, Any]:
-    """Runs a module on the server's core and reads the JSON that it writes last."""
-    command = ["taskset", "-c", str(bench.server_core), sys.executable, "-m", module, *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+def _python(bench: Bench, *arguments: str) -> dict[str, Any]:
+    """Runs Python on the server's core and reads the JSON that it writes."""
+    command = ["taskset", "-c", str(bench.server_core), sys.executable, *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if finished.returncode != 0:
-        raise BenchError(f"{module} failed: {finished.stderr.strip()[-2000:]}")
+        raise BenchError(f"{arguments[1].strip()} failed: {finished.stderr.strip()[-2000:]}")
     told: dict[str, Any] = json.loads(finished.stdout)
     return told
 

@@ -123,6 +123,8 @@ def notes(samples: Iterable[Sample]) -> list[str]:
             found.append(f"{where}: {failures:g} requests failed ({sample.detail.get('by_reason')})")
         if sample.metrics.get("foreign_share", 0) > 0.05:
             found.append(f"{where}: others used {sample.metrics['foreign_share']:.0%} of the server's core")
+        if sample.metrics.get("load_foreign_share", 0) > 0.2:
+            found.append(f"{where}: others used {sample.metrics['load_foreign_share']:.0%} of the generator's core")
         if sample.metrics.get("generator_share", 0) > 0.9 and sample.case != "ceiling":
             found.append(f"{where}: the generator used {sample.metrics['generator_share']:.0%} of its core")
     return found

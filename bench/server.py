@@ -27,6 +27,7 @@ from bench.errors import BenchError
 from bench.models import read_calls
 
 PREDICT = "/forebay.v1.InferenceService/Predict"
+ROOT = Path(__file__).parents[1]
 READY_WITHIN = 60.0  # seconds
 STOPPED_WITHIN = 15.0  # seconds
 
@@ -100,7 +101,7 @@ class Server:
     def __enter__(self) -> Self:
         self._stderr = tempfile.TemporaryFile("w+")
         began = time.monotonic()
-        self._process = subprocess.Popen(self._argv, stdout=subprocess.PIPE, stderr=self._stderr, text=True)
+        self._process = subprocess.Popen(self._argv, stdout=subprocess.PIPE, stderr=self._stderr, text=True, cwd=ROOT)
         try:
             self._wait(began)
         except BaseException:

@@ -118,7 +118,7 @@ TARGETS = (
     ),
     Target(
         title="the generator's own limit, over the fastest unary figure of Forebay",
-        top=Point("ceiling", "fixed-server", "128 in flight"),
+        top=Point("ceiling", "fixed-server", "128 in flight", "limit_rps"),
         bottom=Point("unary", "forebay", BEST),
         bound="at least",
         value=1.5,

@@ -1,0 +1,44 @@
+"""The bench's models and prepared calls."""
+
+import numpy as np
+from forebay.v1 import inference_pb2
+
+from bench import models
+
+
+def test_the_same_files_come_out_every_time(model_files, tmp_path):
+    """Seeds are fixed: two runs measure the same work."""
+    again = models.make("small", tmp_path)
+    assert again.model.read_bytes() == model_files.model.read_bytes()
+    assert again.calls.read_bytes() == model_files.calls.read_bytes()
+
+
+def test_expected_answers_are_the_models_own_and_all_different(model_files):
+    """An answer that belongs to another request would be noticed."""
+    run = models.session(model_files.model).run
+    seen = set()
+    calls = models.read_calls(model_files.calls)
+    for request, answer in calls:
+        tensor = inference_pb2.PredictRequest.FromString(request).inputs[0]
+        row = np.frombuffer(tensor.data, "<f4").reshape(tensor.shape)
+        expected = inference_pb2.PredictResponse.FromString(answer).outputs[0]
+        np.testing.assert_array_equal(np.frombuffer(expected.data, "<f4"), run(None, {"x": row})[0].ravel())
+        seen.add(expected.data)
+    assert len(seen) == len(calls) == 64
+
+
+def test_timed_calls_ask_for_timings(model_files):
+    """They differ from the others in that alone."""
+    plain, timed = (models.read_calls(path) for path in (model_files.calls, model_files.timed_calls))
+    request = inference_pb2.PredictRequest.FromString(timed[3][0])
+    assert request.report_timings
+    request.report_timings = False
+    assert request == inference_pb2.PredictRequest.FromString(plain[3][0])
+
+
+def test_the_ghz_stream_is_one_message_with_its_length(model_files):
+    """ghz wants a varint before each message of a stream."""
+    data = model_files.ghz_stream.read_bytes()
+    length = data[0] & 0x7F | data[1] << 7
+    message = inference_pb2.StreamPredictRequest.FromString(data[2:])
+    assert (length, len(message.items)) == (len(data) - 2, models.STREAM_ITEMS)
