@@ -207,7 +207,7 @@ async fn serve(
     tokio::task::yield_now().await;
     calls.refuse_all(&joint.settings.refusals.draining);
     let quiet = async {
-        while calls.len() > 0 {
+        while !calls.is_empty() {
             sleep(Duration::from_millis(2)).await;
         }
     };
