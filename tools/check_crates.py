@@ -1,4 +1,4 @@
-"""Checks the crates of the native front end, offline: licences, sources, duplicates, and that unsafe code stays where it is.
+"""Checks the crates of the native front end, offline: licences, sources, duplicates, and where unsafe code is.
 
     python tools/check_crates.py server/native/Cargo.toml
 
@@ -46,9 +46,11 @@ def linked(metadata: dict) -> set[str]:
         if package in found or any("proc-macro" in target["kind"] for target in packages[package]["targets"]):
             continue
         found.add(package)
-        for dependency in nodes[package]["deps"]:
-            if any(kind["kind"] is None for kind in dependency["dep_kinds"]):
-                left.append(dependency["pkg"])
+        left += [
+            dependency["pkg"]
+            for dependency in nodes[package]["deps"]
+            if any(kind["kind"] is None for kind in dependency["dep_kinds"])
+        ]
     return found
 
 

@@ -135,9 +135,9 @@ fn a_message_in_one_chunk_is_not_copied() {
 #[test]
 fn inflating_is_bounded() {
     use std::io::Write;
-    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    packer.write_all(&vec![0; 1_000_000]).unwrap();
-    let packed: Payload = Bytes::from(packer.finish().unwrap()).into();
+    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    writer.write_all(&vec![0; 1_000_000]).unwrap();
+    let packed: Payload = Bytes::from(writer.finish().unwrap()).into();
     assert_eq!(inflate(&packed, 1_000_000).unwrap().len(), 1_000_000);
     assert_eq!(inflate(&packed, 999_999).unwrap_err(), InflateFault::TooLarge);
 }

@@ -27,6 +27,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
+import h2.settings
 import psutil
 import pytest
 from cryptography import x509
@@ -706,6 +707,32 @@ def test_connection_age(start, raw):
     with pytest.raises(h2.exceptions.ProtocolError, match="CLOSED"):
         client.until(lambda _: False)  # h2 calls a connection closed that has seen a GOAWAY
     assert take(wire)[0][:2] == (CANCEL, number)
+    until(lambda: wire.figures().connections == 0)
+
+
+def test_keepalive(start, raw):
+    """A connection that answers no ping is closed; one that does stays."""
+    wire, address = start(keepalive_time=0.2, keepalive_timeout=0.2)
+    silent, lively = raw(address), raw(address)
+    with pytest.raises(TimeoutError):
+        lively.until(lambda _: False, 0.8)
+    assert wire.figures().connections == 1
+    silent.close()
+
+
+def test_a_reader_that_never_reads(start, raw):
+    """A caller with endless windows that reads nothing from its socket loses its calls and its connection."""
+    wire, address = start(write_stall=0.3, keepalive_time=0.3, keepalive_timeout=0.3)
+    client = raw(address)
+    client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**31 - 1})
+    client.h2.increment_flow_control_window(2**31 - 1 - 65_535)
+    stream = client.call(SERVER)
+    client.send(stream, frame(b"x"), end=True)
+    number = take(wire)[0][1]
+    for _ in range(4):
+        wire.answer([(SEND, number, b"y" * 16_000_000)])
+    assert take(wire)[0][:2] == (CANCEL, number)
+    until(lambda: wire.figures().calls == 0)
     until(lambda: wire.figures().connections == 0)
 
 
