@@ -43,6 +43,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(UV)
 	$(UV) pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[onnx]' --group dev
 	touch $@
 
+NATIVE := server/native/Cargo.toml
 NATIVE_SOURCES := $(shell find server/native -name target -prune -o \( -name '*.rs' -o -name '*.toml' -o -name 'Cargo.lock' -o -name '*.pyi' \) -print 2>/dev/null)
 
 $(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.installed
@@ -134,6 +135,13 @@ bench-quick: env loadgen ## The same in two minutes, for a first look
 
 build/forebay.binpb: build/googleapis $(wildcard protos/forebay/v1/*.proto) ## The contract as a descriptor set, for ghz
 	$(GEN)/buf build --output $@
+
+.PHONY: native-check
+native-check: env ## The native front end: rustfmt, clippy, its own tests, licences and duplicates of its crates
+	cargo fmt --manifest-path $(NATIVE) --check
+	cargo clippy --manifest-path $(NATIVE) --locked --all-targets --quiet -- -D warnings
+	cargo test --manifest-path $(NATIVE) --locked --quiet
+	$(BIN)/python tools/check_crates.py $(NATIVE)
 
 .PHONY: help
 help: ## This list

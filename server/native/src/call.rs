@@ -350,7 +350,7 @@ impl Reader {
     /// The next whole message, unpacked, with the bytes that are held for it.
     async fn next(&mut self) -> Result<Option<(Payload, usize)>, Broken> {
         let refusals = &self.shared.settings.refusals;
-        let message = self.assembler.next().map_err(|fault| match fault {
+        let message = self.assembler.next_message().map_err(|fault| match fault {
             framing::Fault::TooLarge => Broken::Refused(refusals.message_too_large.clone()),
             framing::Fault::Flag => internal("a message with an unknown flag"),
         })?;

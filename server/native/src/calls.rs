@@ -287,9 +287,9 @@ impl Calls {
         }
     }
 
-    /// Open calls.
-    pub fn len(&self) -> usize {
-        self.table.borrow().len()
+    /// Whether no call is open.
+    pub fn is_empty(&self) -> bool {
+        self.table.borrow().is_empty()
     }
 
     // --- The task of a call --------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ pub struct Exposure {
     pub methods: HashMap<String, (u16, Kind)>,
     /// Encryption.
     pub tls: Option<Tls>,
-    /// SO_REUSEPORT.
+    /// `SO_REUSEPORT`.
     pub reuse_port: bool,
     /// Goes on listening in a drain.
     pub outlives_drain: bool,
@@ -184,10 +184,11 @@ impl Settings {
     }
 }
 
+type PyFailure<'py> = (u32, String, Option<Bound<'py, PyAny>>, Vec<(String, String)>);
+
 /// Reads a `wire.port.Failure`.
 pub fn status(failure: &Bound<'_, PyAny>) -> PyResult<Status> {
-    let (code, message, details, extra): (u32, String, Option<Bound<'_, PyAny>>, Vec<(String, String)>) =
-        failure.extract()?;
+    let (code, message, details, extra): PyFailure<'_> = failure.extract()?;
     let details: Option<&[u8]> = match &details {
         Some(details) => Some(details.extract()?),
         None => None,

@@ -1,9 +1,8 @@
-//! One connection: handshake within its time, HTTP/2, age, and going away.
+//! One connection: handshake, HTTP/2, the tasks of its calls, age, and going away.
 
 use std::cell::Cell;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
-use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,8 +14,8 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::call::{self, Shared};
@@ -26,10 +25,9 @@ use crate::config::{Limits, Settings};
 use crate::figures::Figures;
 use crate::peer::{Peer, identity};
 use crate::server::Phases;
+use crate::timed_io::TimedIo;
 use crate::tls::{Certificates, H2};
 
-/// Bytes of the preface with the header of the SETTINGS frame that has to follow it.
-const PREFACE: usize = 24 + 9;
 /// Frames up to this are accepted.
 const MAX_FRAME: u32 = 64 << 10;
 /// Resets of one connection that are taken for rudeness, not for an attack. h2's own 20 cuts clients that cancel in bursts.
@@ -72,7 +70,7 @@ where
     } = arrival;
     let Some(certificates) = certificates else {
         let peer = Peer::new(exposure, address, None);
-        return speak(common, peer, Preface::new(io, handshake), phases).await;
+        return speak(common, peer, TimedIo::new(io, handshake, limits), phases).await;
     };
     let acceptor = TlsAcceptor::from(certificates.present());
     let Ok(Ok(stream)) = timeout_at(handshake, acceptor.accept(io)).await else {
@@ -87,7 +85,7 @@ where
         .and_then(|chain| chain.first())
         .and_then(|certificate| identity(certificate));
     let peer = Peer::new(exposure, address, identity);
-    speak(common, peer, Preface::new(stream, handshake), phases).await;
+    speak(common, peer, TimedIo::new(stream, handshake, limits), phases).await;
 }
 
 async fn speak<IO>(common: &Common, peer: Peer, io: IO, mut phases: Phases)
@@ -231,71 +229,5 @@ impl<F: Future<Output = ()>> Future for Running<F> {
             calls.leave(*ticket);
         }
         polled
-    }
-}
-
-/// I/O that fails if the preface has not come in time: hyper would wait for ever.
-struct Preface<IO> {
-    io: IO,
-    missing: usize,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl<IO> Preface<IO> {
-    fn new(io: IO, end: Instant) -> Self {
-        Self {
-            io,
-            missing: PREFACE,
-            timer: Some(Box::pin(sleep_until(end))),
-        }
-    }
-}
-
-impl<IO: AsyncRead + Unpin> AsyncRead for Preface<IO> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(context, buffer);
-        let Some(timer) = &mut self.timer else {
-            return polled;
-        };
-        if timer.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        let read = buffer.filled().len() - before;
-        self.missing = self.missing.saturating_sub(read);
-        if self.missing == 0 {
-            self.timer = None;
-        }
-        polled
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Preface<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, buffers)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }

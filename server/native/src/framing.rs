@@ -126,7 +126,7 @@ impl Assembler {
     }
 
     /// Gives out the next whole message, or None while it is not all there.
-    pub fn next(&mut self) -> Result<Option<Message>, Fault> {
+    pub fn next_message(&mut self) -> Result<Option<Message>, Fault> {
         let (compressed, length) = match self.prefix {
             Some(prefix) => prefix,
             None if self.buffered < PREFIX => return Ok(None),

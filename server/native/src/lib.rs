@@ -20,6 +20,7 @@ pub mod python;
 pub mod queue;
 pub mod server;
 pub mod status;
+pub mod timed_io;
 pub mod timers;
 pub mod tls;
 pub mod watchdog;

@@ -264,10 +264,11 @@ impl Server {
     fn rise(&self, sent: Vec<(u64, usize)>) -> Vec<u64> {
         let mut full = Vec::new();
         for (call, bytes) in sent {
-            if let Some(level) = self.joint.levels.get(call) {
-                if level.rise(bytes, self.joint.settings.limits.outbox_bytes) && !full.contains(&call) {
-                    full.push(call);
-                }
+            let Some(level) = self.joint.levels.get(call) else {
+                continue;
+            };
+            if level.rise(bytes, self.joint.settings.limits.outbox_bytes) && !full.contains(&call) {
+                full.push(call);
             }
         }
         full

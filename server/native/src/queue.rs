@@ -195,10 +195,15 @@ impl Actions {
         }
     }
 
+    /// Gives out all that are there.
+    pub fn take_now(&self) -> Vec<Action> {
+        mem::take(&mut *lock(&self.state))
+    }
+
     /// Waits for actions, and gives out all that are there.
     pub async fn take(&self) -> Vec<Action> {
         loop {
-            let actions = mem::take(&mut *lock(&self.state));
+            let actions = self.take_now();
             if !actions.is_empty() {
                 return actions;
             }

@@ -203,11 +203,11 @@ async fn serve(
         _ => Duration::ZERO,
     };
     let end = Instant::now() + grace.max(LAST_WORDS);
-    // Behind the actions that were given before `close`.
-    tokio::task::yield_now().await;
+    // What was answered before `close` is not refused.
+    calls.apply(joint.actions.take_now());
     calls.refuse_all(&joint.settings.refusals.draining);
     let quiet = async {
-        while calls.len() > 0 {
+        while !calls.is_empty() {
             sleep(Duration::from_millis(2)).await;
         }
     };
