@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from forebay.v1 import inference_pb2
 
 from bench.errors import BenchError
 from bench.models import read_calls
 from bench.server import PREDICT, Server
+from forebay.v1 import inference_pb2
 
 NANOS_FIELDS = ("queue", "collate", "compute", "encode")
 PACKAGE = "forebay_server/"

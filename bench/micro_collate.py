@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+
 from forebay_server.engines.collate import Collator
 from forebay_server.engines.synthetic import SyntheticEngine
 from forebay_server.models.loader import EngineSettings

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from forebay.v1 import inference_pb2, tensor_pb2
 from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
+
+from forebay.v1 import inference_pb2, tensor_pb2
 
 Floats = npt.NDArray[np.float32]
 

@@ -21,10 +21,10 @@ from typing import IO, Any, Self
 
 import grpc
 import psutil
-from forebay.v1 import model_service_pb2, model_service_pb2_grpc
 
 from bench.errors import BenchError
 from bench.models import read_calls
+from forebay.v1 import model_service_pb2, model_service_pb2_grpc
 
 PREDICT = "/forebay.v1.InferenceService/Predict"
 ROOT = Path(__file__).parents[1]

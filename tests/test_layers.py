@@ -48,7 +48,7 @@ HEAVY = {"onnxruntime", "torch", "tensorrt", "cuda"}
 
 def room_of(module: str) -> str:
     """`scheduling.core` is in `scheduling`; `wire.port` is a leaf of its own."""
-    return module if module in LEAVES else module.split(".")[0]
+    return module if module in LEAVES else module.split(".", maxsplit=1)[0]
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
@@ -104,7 +104,7 @@ def test_imports_run_downward() -> None:
             if not any(inside == each or inside.startswith(each + ".") for each in allowed):
                 wrong.append(f"{name} imports {inside}")
 
-    assert [] == wrong
+    assert wrong == []
 
 
 def test_foreign_packages_stay_in_their_rooms() -> None:
@@ -116,7 +116,7 @@ def test_foreign_packages_stay_in_their_rooms() -> None:
             if rooms is not None and name.split(".")[0] not in rooms:
                 wrong.append(f"{name} imports {target}")
 
-    assert [] == wrong
+    assert wrong == []
 
 
 def test_the_core_is_pure() -> None:
@@ -126,7 +126,7 @@ def test_the_core_is_pure() -> None:
         if name in PURE or (name.startswith("scheduling.") and name != "scheduling.runner"):
             wrong += [f"{name} imports {target}" for target, _ in imports(path) if target.split(".")[0] in IMPURE]
 
-    assert [] == wrong
+    assert wrong == []
 
 
 def test_heavy_packages_are_imported_where_they_are_used() -> None:
@@ -135,7 +135,7 @@ def test_heavy_packages_are_imported_where_they_are_used() -> None:
     for name, path in modules():
         wrong += [f"{name} imports {target}" for target, top in imports(path) if top and target.split(".")[0] in HEAVY]
 
-    assert [] == wrong
+    assert wrong == []
 
 
 def test_the_walk_sees_imports() -> None:

@@ -32,7 +32,7 @@ def main() -> None:
         stray = [name for name in archive.getnames() if "/target/" in name or "/build/" in name or name.endswith(".so")]
     if stray:
         sys.exit(f"{sdist.name} holds build output: {stray[0]}")
-    print(f"{wheel.name}: {len(names)} files")  # noqa: T201 - what the command is for
+    print(f"{wheel.name}: {len(names)} files")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from forebay.v1 import inference_pb2, tensor_pb2
 
 from bench.models import session
+from forebay.v1 import inference_pb2, tensor_pb2
 
 Floats = npt.NDArray[np.float32]
 

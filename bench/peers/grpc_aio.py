@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from forebay.v1 import inference_pb2, inference_service_pb2_grpc
 
 from bench.peers.common import CHANNEL_OPTIONS, BadRequestError, Floats, Model, options, say_batch_sizes
+from forebay.v1 import inference_pb2, inference_service_pb2_grpc
 
 from google.rpc import code_pb2, status_pb2  # isort: skip
 

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from forebay.v1 import inference_pb2, inference_service_pb2_grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from bench import generator, models, server
+from forebay.v1 import inference_pb2, inference_service_pb2_grpc
 
 pytestmark = pytest.mark.loadgen
 
@@ -92,7 +92,7 @@ def test_refusals_are_counted_by_status(honest, model_files, tmp_path, mode):
 class Full(inference_service_pb2_grpc.InferenceServiceServicer):
     """Refuses everything, with details."""
 
-    def Predict(self, request, context):  # noqa: N802 (the stub's name)
+    def Predict(self, request, context):
         detail = any_pb2.Any()
         detail.Pack(error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="forebay"))
         status = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message="full", details=[detail])

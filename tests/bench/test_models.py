@@ -1,9 +1,9 @@
 """The bench's models and prepared calls."""
 
 import numpy as np
-from forebay.v1 import inference_pb2
 
 from bench import models
+from forebay.v1 import inference_pb2
 
 
 def test_the_same_files_come_out_every_time(model_files, tmp_path):

@@ -14,6 +14,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from forebay.v1 import (
     inference_pb2,
     inference_service_pb2_grpc,
@@ -23,9 +27,6 @@ from forebay.v1 import (
     tensor_pb2,
 )
 from forebay_client import AsyncClient, Client, ForebayError
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 VIOLATION = error_details_pb2.BadRequest.FieldViolation(field="inputs[0].shape", description="is wrong")
 

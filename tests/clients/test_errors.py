@@ -1,12 +1,13 @@
 """The tables of errors are total, and details are read with care."""
 
-import forebay_client
 import grpc
 import pytest
-from forebay.v1 import error_pb2
-from forebay_client import _errors
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
+
+import forebay_client
+from forebay.v1 import error_pb2
+from forebay_client import _errors
 
 
 class Failure(grpc.RpcError):

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forebay_client
 import pytest
+
+import forebay_client
 from forebay.v1 import tensor_pb2
 from forebay_client import _grpcio, _tensors
 

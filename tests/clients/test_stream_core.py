@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from google.rpc import status_pb2
+
 from forebay.v1 import inference_pb2
 from forebay_client import BadResponse, Draining, InternalError, Unavailable
 from forebay_client._core import RequestBuilder
 from forebay_client._stream import StreamCore
-from google.rpc import status_pb2
 
 REQUEST = RequestBuilder("m").build({"x": np.zeros(1, np.float32)})
 

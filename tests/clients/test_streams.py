@@ -4,10 +4,11 @@ import asyncio
 import gc
 import threading
 
-import forebay_client
 import grpc
 import numpy as np
 import pytest
+
+import forebay_client
 from forebay_client import Prediction
 
 

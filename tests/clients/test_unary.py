@@ -3,11 +3,12 @@
 import datetime as dt
 import time
 
-import forebay_client
 import grpc
 import ml_dtypes
 import numpy as np
 import pytest
+
+import forebay_client
 from forebay.v1 import tensor_pb2
 from forebay_client import Health
 

@@ -6,6 +6,7 @@ from typing import Any, assert_type
 import grpc
 import numpy as np
 import numpy.typing as npt
+
 from forebay_client import (
     AsyncClient,
     Client,

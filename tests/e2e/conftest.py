@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from forebay.v1 import inference_pb2, inference_service_pb2_grpc, model_service_pb2_grpc, tensor_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from forebay.v1 import inference_pb2, inference_service_pb2_grpc, model_service_pb2_grpc, tensor_pb2
 from forebay_server.app.server import Server
 from forebay_server.config.tree import (
     BatchingConfig,

@@ -11,6 +11,7 @@ from math import inf
 from time import perf_counter
 
 import pytest
+
 from forebay_server.errors import Internal
 from forebay_server.scheduling.bisection import Faulted, NoMemory, Succeeded
 from forebay_server.scheduling.core import Core

@@ -16,6 +16,7 @@ import h2.events
 import hpack
 import psutil
 import pytest
+
 from forebay_server.wire.port import CALL, OPEN
 
 native_only = pytest.mark.parametrize("adapter", [pytest.param("native", marks=pytest.mark.native)], indirect=True)

@@ -8,6 +8,7 @@ import grpc
 import h2.events
 import h2.settings
 import pytest
+
 from forebay_server.wire.port import CALL, CANCEL, FAIL, HALF_CLOSE, RESPOND, SEND, Failure
 
 PATH = "/wire.test.Test/"

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import grpc.aio
 import pytest
+
 from forebay_server.wire.port import CANCEL, OPEN, Failure
 
 PATH = "/wire.test.Test/"

@@ -11,6 +11,7 @@ import time
 
 import grpc
 import pytest
+
 from forebay_server.errors import ConfigError
 from forebay_server.wire.port import CALL, CANCEL, CREDIT, FINISH, MESSAGE, OPEN, RESPOND, SEND, Exposure
 

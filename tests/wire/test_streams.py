@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+
 from forebay_server.wire.port import (
     CALL,
     CANCEL,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from forebay_server.errors import ConfigError
 from forebay_server.wire.port import CALL, Exposure, Tls
 

@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar, Unpack, overload
 
 import grpc.aio
-from forebay.v1 import inference_pb2, inference_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from forebay.v1 import inference_pb2, inference_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
 from forebay_client import _errors
 from forebay_client._async_stream import AsyncPredictionStream, AsyncSource
 from forebay_client._channel import MAX_MESSAGE_BYTES, Target, Tls

@@ -6,9 +6,9 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar, Unpack, overload
 
 import grpc
-from forebay.v1 import inference_pb2, inference_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from forebay.v1 import inference_pb2, inference_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
 from forebay_client import _errors
 from forebay_client._channel import MAX_MESSAGE_BYTES, Target, Tls
 from forebay_client._core import (

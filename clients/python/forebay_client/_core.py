@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy.typing as npt
-from forebay.v1 import inference_pb2
 
+from forebay.v1 import inference_pb2
 from forebay_client._exceptions import BadResponse, NotFound
 from forebay_client._models import Model, dispatch_reason
 from forebay_client._results import Prediction, Timings

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
-from forebay.v1 import inference_pb2, model_pb2, tensor_pb2
 
+from forebay.v1 import inference_pb2, model_pb2, tensor_pb2
 from forebay_client._results import DispatchReason
 from forebay_client._tensors import DTYPES
 

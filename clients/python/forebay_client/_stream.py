@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypedDict
 
-from forebay.v1 import inference_pb2
 from google.protobuf import duration_pb2
 
+from forebay.v1 import inference_pb2
 from forebay_client import _errors
 from forebay_client._core import ParameterValue, Priority, check_deadline, read_prediction
 from forebay_client._exceptions import BadResponse, Draining, ForebayError, Unavailable

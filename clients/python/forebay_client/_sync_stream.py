@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar, cast
 
 import grpc
-from forebay.v1 import inference_pb2
 
+from forebay.v1 import inference_pb2
 from forebay_client import _errors
 from forebay_client._core import Inputs
 from forebay_client._exceptions import ForebayError

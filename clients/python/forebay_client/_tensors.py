@@ -11,6 +11,7 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+
 from forebay.v1 import tensor_pb2
 
 Array = npt.NDArray[Any]

@@ -131,7 +131,7 @@ class Dispatcher:
         timeout = 0.0
         next_look = 0.0
         while not self._stopping:
-            events = take(EVENTS_A_TURN, timeout if timeout < LONGEST_WAIT else LONGEST_WAIT)
+            events = take(EVENTS_A_TURN, min(LONGEST_WAIT, timeout))
             self.turns += 1
             while self._posted:
                 self._guard(self._posted.popleft())

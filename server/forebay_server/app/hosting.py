@@ -127,7 +127,7 @@ class Hosting:
         except (ModelLoadError, ConfigError) as error:
             message = str(error)
             self.failure = message
-            _log.error("model_failed", name=served.name, error=message)  # noqa: TRY400 - one sentence for the operator
+            _log.error("model_failed", name=served.name, error=message)
             self._dispatcher.call(lambda: self._catalogue.set_state(served, ModelState.FAILED, message))
             return False
         self._dispatcher.call(lambda: self._host(loaded, served))

@@ -75,6 +75,6 @@ def _renew(server: Server) -> None:
     try:
         server.renew_certificates()
     except ConfigError as error:
-        _log.error("certificates_not_renewed", error=str(error))  # noqa: TRY400 - the sentence says it all
+        _log.error("certificates_not_renewed", error=str(error))
     else:
         _log.info("certificates_renewed")

@@ -8,8 +8,9 @@ from forebay_server.cli import display
 from forebay_server.cli.connection import Connection, client_options, connect
 
 if TYPE_CHECKING:
-    from forebay_client import Model, ModelStatistics, ModelVersion, TensorSpec
     from rich.console import Console
+
+    from forebay_client import Model, ModelStatistics, ModelVersion, TensorSpec
 
 
 @click.command()

@@ -16,7 +16,6 @@ from forebay_server.errors import ConfigError
 
 if TYPE_CHECKING:
     from forebay_client import Client, ForebayError, ModelVersion, Prediction
-
     from forebay_server.cli.results import Results
     from forebay_server.cli.rows import Rows
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 import numpy as np
-from forebay.v1 import inference_pb2, tensor_pb2
 from google.protobuf.message import Message
 
+from forebay.v1 import inference_pb2, tensor_pb2
 from forebay_server.engines.base import ParameterValue
 from forebay_server.errors import InvalidRequest
 from forebay_server.scheduling.request import Batch

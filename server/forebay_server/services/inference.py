@@ -8,9 +8,9 @@ The dispatcher calls `flush` at the end of each of its turns, before it hands th
 
 from typing import Any
 
-from forebay.v1 import inference_pb2
 from google.protobuf.message import DecodeError
 
+from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError
 from forebay_server.scheduling.request import Batch

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from forebay.v1 import inference_pb2
-
 from forebay_server import errors
 from forebay_server.errors import ForebayError
 from forebay_server.scheduling.request import Priority, Request

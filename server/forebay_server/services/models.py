@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from forebay.v1 import model_pb2, model_service_pb2, tensor_pb2
 from google.protobuf.message import DecodeError, Message
 
+from forebay.v1 import model_pb2, model_service_pb2, tensor_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
 from forebay_server.services.intake import Served

@@ -19,10 +19,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from forebay.v1 import inference_pb2
 from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError
 
+from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
 from forebay_server.services.codec import error_part, result_part, split_items

@@ -16,8 +16,9 @@ Runs in the dispatcher thread. Bounded in number and size; anything that does no
 
 from typing import Any, Final
 
-from forebay.v1 import inference_pb2
 from google.protobuf.message import DecodeError
+
+from forebay.v1 import inference_pb2
 
 MAX_LENGTHS: Final = 256
 """Distinct lengths of messages that have templates."""

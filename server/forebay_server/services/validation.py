@@ -11,7 +11,6 @@ import re
 from typing import Final
 
 from forebay.v1 import inference_pb2, tensor_pb2
-
 from forebay_server.errors import InvalidRequest
 from forebay_server.services.elements import (
     MAX_BYTES_ELEMENTS,

@@ -4,8 +4,8 @@ import os
 from typing import NamedTuple
 
 import pytest
-from forebay_server.cli import main
 
+from forebay_server.cli import main
 from tests.clients.conftest import Running
 
 

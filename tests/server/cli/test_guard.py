@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+
 from forebay_server.cli import guard, root
 
 

@@ -5,6 +5,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+
 from forebay_client import ModelVersion, TensorSpec
 from forebay_server.cli.rows import read_rows
 from forebay_server.errors import ConfigError

@@ -2,6 +2,7 @@
 
 import click
 import pytest
+
 from forebay_server import app
 from forebay_server.cli.settings import SHORTCUTS
 from forebay_server.config import documentation

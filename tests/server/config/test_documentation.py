@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import msgspec
+
 from forebay_server.config import documentation
 from forebay_server.config.load import explain, load
 

@@ -1,6 +1,7 @@
 """A configuration from its sources: their order, their errors, and where each value came from."""
 
 import pytest
+
 from forebay_server.config.load import Flag, explain, load
 from forebay_server.errors import ConfigError
 

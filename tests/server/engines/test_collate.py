@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from forebay_server.engines.collate import SMALL, BatchOutputs, Collator, OutputShape
-from forebay_server.tensors import FREE, NUMPY_DTYPES, DataType, ModelSpec, TensorSpec, decode_bytes_elements
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from forebay_server.engines.collate import SMALL, BatchOutputs, Collator, OutputShape
+from forebay_server.tensors import FREE, NUMPY_DTYPES, DataType, ModelSpec, TensorSpec, decode_bytes_elements
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 from forebay_server.engines.cpu import cpu_quota, threads_per_instance
 
 CPUS = len(os.sched_getaffinity(0))

@@ -7,10 +7,11 @@ import threading
 import ml_dtypes
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from forebay_server.engines.base import EngineBatch, ModelLoadError, OutOfMemory, RejectInput
 from forebay_server.engines.onnxruntime import OnnxRuntimeEngine, _raise_if_out_of_memory
 from forebay_server.tensors import FREE, NUMPY_DTYPES, DataType, TensorSpec
-from onnx import TensorProto, helper, numpy_helper
 
 TYPES = {
     "BOOL": DataType.BOOL,

@@ -4,6 +4,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+
 from forebay_server.engines import registry
 from forebay_server.engines.onnxruntime import OnnxRuntimeEngine
 from forebay_server.engines.python import PythonEngine

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+
 from forebay_server.engines.base import EngineBatch, EngineDead, ModelLoadError, OutOfMemory, RejectInput
 from forebay_server.engines.synthetic import SyntheticEngine, SyntheticFailure
 from forebay_server.tensors import FREE, DataType

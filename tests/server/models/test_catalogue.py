@@ -1,6 +1,7 @@
 """Which version a caller means."""
 
 import pytest
+
 from forebay_server.config.tree import ModelConfig
 from forebay_server.errors import ModelFailed, ModelLoading, ModelNotFound, VersionNotFound
 from forebay_server.models.catalogue import Catalogue

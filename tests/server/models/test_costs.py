@@ -1,6 +1,7 @@
 """Measured costs that outlive the process."""
 
 import pytest
+
 from forebay_server.models.costs import CostCache, CostKey, agrees, digest_of
 
 POINTS = [(((64,), (3, 2)), 1, 0.001), (((64,), (3, 2)), 8, 0.004)]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from forebay_server.engines.base import EngineBatch
 from forebay_server.models.isolation import check_rows
 from forebay_server.models.samples import Kind

@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from forebay_server.config.tree import BatchingConfig, BucketsConfig, EngineConfig, ModelConfig
 from forebay_server.engines.base import EngineBatch, ModelLoadError
 from forebay_server.errors import ConfigError
@@ -14,7 +16,6 @@ from forebay_server.models.costs import CostCache
 from forebay_server.models.loader import load
 from forebay_server.models.served import ModelState, RunMode, Served
 from forebay_server.tensors import FREE
-from onnx import TensorProto, helper, numpy_helper
 
 
 @pytest.fixture

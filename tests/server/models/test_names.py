@@ -1,6 +1,7 @@
 """Names of models and labels, and paths that stay inside their root."""
 
 import pytest
+
 from forebay_server.errors import ConfigError
 from forebay_server.models import names
 

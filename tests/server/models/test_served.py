@@ -1,6 +1,7 @@
 """Buckets: which one a request's shapes fall into."""
 
 import pytest
+
 from forebay_server.config.tree import BucketsConfig, ModelConfig
 from forebay_server.errors import ConfigError, InvalidRequest
 from forebay_server.models.served import Buckets, Served

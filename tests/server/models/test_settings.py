@@ -1,6 +1,7 @@
 """The TOML beside a model."""
 
 import pytest
+
 from forebay_server.config.tree import BatchingConfig, EngineConfig, ModelConfig
 from forebay_server.errors import ConfigError
 from forebay_server.models import settings

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from forebay_server.engines.base import EngineDead, ModelLoadError, OutOfMemory, RejectInput
 from forebay_server.models import samples, warm_up
 from forebay_server.models.samples import Kind

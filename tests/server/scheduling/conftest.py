@@ -3,6 +3,7 @@
 from math import inf
 
 import pytest
+
 from forebay_server.scheduling.bisection import Faulted, Succeeded
 from forebay_server.scheduling.core import TRANSITIONS, Core
 from forebay_server.scheduling.latency import CostModel

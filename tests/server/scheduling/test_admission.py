@@ -1,6 +1,7 @@
 """Who is let in: limits, quotas, shedding, feasibility."""
 
 import pytest
+
 from forebay_server.errors import (
     BytesLimit,
     DeadlineExpired,

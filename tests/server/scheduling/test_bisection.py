@@ -3,6 +3,7 @@
 from math import ceil, log2
 
 import pytest
+
 from forebay_server.errors import EngineRestarted, EngineUnavailable, InputRejected, Internal
 from forebay_server.scheduling.bisection import Died, Faulted, NoMemory, Rejected
 from forebay_server.scheduling.request import State

@@ -1,6 +1,7 @@
 """Which requests go together, when, and why."""
 
 import pytest
+
 from forebay_server.errors import DeadlineExpired
 from forebay_server.scheduling.bisection import Succeeded
 from forebay_server.scheduling.latency import CostModel

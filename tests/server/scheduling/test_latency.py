@@ -1,6 +1,7 @@
 """The cost model: exact values."""
 
 import pytest
+
 from forebay_server.scheduling.latency import CostModel, Point
 
 BUCKET = ((4,),)

@@ -2,15 +2,16 @@
 
 from math import inf
 
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from forebay_server.errors import DeadlineExpired, Internal
 from forebay_server.scheduling.bisection import Died, Faulted, NoMemory, Rejected, Succeeded
 from forebay_server.scheduling.core import TRANSITIONS, Core
 from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.scheduling.request import Level, Priority, Request, State
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 KEYS = (("a", 1), ("b", 1))
 BUCKETS = (((4,),), ((8,),))

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+
 from forebay_server.engines.base import EngineBatch, EngineDead, OutOfMemory, RejectInput
 from forebay_server.errors import EngineUnavailable, InputRejected, Internal
 from forebay_server.scheduling.core import Core

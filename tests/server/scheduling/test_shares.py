@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from forebay_server.scheduling.policy import ServerPolicy, TenantPolicy
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.config.tree import ModelConfig

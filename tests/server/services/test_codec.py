@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from forebay.v1 import inference_pb2
 from forebay_server.errors import InvalidRequest
 from forebay_server.services import codec
 from forebay_server.services.codec import Encoder
 from forebay_server.tensors import FREE, DataType, ModelSpec, TensorSpec, encode_bytes_elements
-from google.protobuf.message import DecodeError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SPEC = ModelSpec(
     inputs=(),

@@ -3,10 +3,11 @@
 import math
 
 import pytest
+from grpc_health.v1 import health_pb2
+
 from forebay_server.services.health import HealthService
 from forebay_server.services.vitals import HealthBoard, Serving
 from forebay_server.wire.port import FAIL, RESPOND, SEND, MethodKind
-from grpc_health.v1 import health_pb2
 
 UP, DOWN, GONE = Serving.SERVING, Serving.NOT_SERVING, Serving.SERVICE_UNKNOWN
 Parse = health_pb2.HealthCheckResponse.FromString

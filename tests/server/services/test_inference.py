@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2, status_pb2
+
 from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.scheduling.request import Priority
 from forebay_server.wire.port import FAIL, RESPOND, MethodKind, Peer
-from google.rpc import error_details_pb2, status_pb2
 
 
 def reason(action):

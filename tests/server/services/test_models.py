@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+
 from forebay.v1 import inference_pb2, model_pb2, model_service_pb2, tensor_pb2
 from forebay_server.config.tree import BatchingConfig, ModelConfig
 from forebay_server.scheduling.request import Reason

@@ -3,11 +3,12 @@
 import math
 
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
+from grpc_reflection.v1alpha import reflection_pb2
+
 from forebay.v1 import inference_service_pb2, tensor_pb2
 from forebay_server.services.reflection import V1, V1ALPHA, ReflectionService
 from forebay_server.wire.port import CREDIT, FAIL, FINISH, SEND
-from google.protobuf import descriptor_pb2, descriptor_pool
-from grpc_reflection.v1alpha import reflection_pb2
 
 CALL = 6
 

@@ -3,12 +3,13 @@
 import inspect
 
 import pytest
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from structlog.testing import capture_logs
+
 from forebay.v1 import error_pb2
 from forebay_server import errors
 from forebay_server.services import status
 from forebay_server.wire.port import Failure
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from structlog.testing import capture_logs
 
 RAISED = [
     kind

@@ -3,11 +3,12 @@
 import math
 
 import pytest
+from google.rpc import error_details_pb2, status_pb2
+
 from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.services import streams
 from forebay_server.wire.port import CREDIT, FAIL, FINISH, SEND, Peer
-from google.rpc import error_details_pb2, status_pb2
 
 CALL = 4
 

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from forebay.v1 import inference_pb2
 from forebay_server.services import templates
 from forebay_server.services.templates import Templates
 from forebay_server.wire.port import FAIL
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def told(request):

@@ -5,13 +5,14 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from forebay.v1 import inference_pb2
 from forebay_server.errors import InvalidRequest
 from forebay_server.services import elements, validation
 from forebay_server.services.validation import Rules, check_name, validate
 from forebay_server.tensors import FREE, ITEM_SIZES, NUMPY_DTYPES, DataType, ModelSpec, TensorSpec
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 INTEGERS = [kind for kind in DataType if "INT" in kind.name]
 

@@ -1,6 +1,7 @@
 """The rules of health, without gRPC."""
 
 import pytest
+
 from forebay_server.services.vitals import HealthBoard, Serving, Vitals
 
 UP, DOWN, GONE = Serving.SERVING, Serving.NOT_SERVING, Serving.SERVICE_UNKNOWN

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from forebay_server.telemetry.histogram import BOUNDS, Histogram
 from hypothesis import given
 from hypothesis import strategies as st
+
+from forebay_server.telemetry.histogram import BOUNDS, Histogram
 
 
 @given(st.lists(st.floats(1e-6, 3000), min_size=1, max_size=200))

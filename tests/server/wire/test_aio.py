@@ -2,6 +2,7 @@
 
 import grpc
 import pytest
+
 from forebay_server.errors import ConfigError
 from forebay_server.wire.aio import AioWire
 from forebay_server.wire.aio_calls import _address

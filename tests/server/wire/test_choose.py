@@ -4,6 +4,7 @@ import importlib.util
 import sys
 
 import pytest
+
 from forebay_server.errors import ConfigError
 from forebay_server.wire.choose import open_wire
 from forebay_server.wire.port import Failure, Refusals, WireConfig

@@ -4,6 +4,7 @@ import faulthandler
 import time
 
 import pytest
+
 from forebay_server.wire.watchdog import Watchdog
 
 
