@@ -171,7 +171,7 @@ class Dispatcher:
     def _guard(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception:
+        except Exception:  # noqa: BLE001 - see above: the loop goes on
             _log.exception("posted_action_failed")
 
     def _fault(self, event: Event, fault: Exception) -> None:

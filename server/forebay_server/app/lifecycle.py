@@ -29,8 +29,8 @@ def serve(config: Config) -> int:
         config: All settings.
 
     Returns:
-        The exit code: 0 after a drain, 1 if a model could not be loaded or accepted requests were left at the end of the
-        grace period.
+        The exit code: 0 after a drain, 1 if a model could not be loaded or if accepted requests were left at the end of
+        the grace period.
 
     Raises:
         ConfigError: An address is taken, a certificate can't be read, ...

@@ -70,8 +70,7 @@ class Server:
         self._feed = Feed(self._statistics, core)
         board = HealthBoard()
 
-        # The wire wakes up the dispatcher, and is opened last: until then nobody has to be woken.
-        self._runner = Runner(core, wake=lambda: self._wire.wake(), clock=clock)
+        self._runner = Runner(core, wake=self._wake, clock=clock)
         rooms = [config.server.public, config.server.operator, config.server.probe]
         intake = Intake(
             catalogue,
@@ -164,6 +163,10 @@ class Server:
             ConfigError: They can't be used; the old ones stay.
         """
         self._wire.renew_certificates()
+
+    def _wake(self) -> None:
+        # The wire is opened after the runner was made; until then nobody has to be woken.
+        self._wire.wake()
 
     def drain(self) -> int:
         """Stops as callers would wish: says so, refuses new work, answers what was accepted, and closes.
