@@ -3,8 +3,8 @@
     python examples/digits.py [--wire native|grpc.aio]
 
 Trains on scikit-learn's bundled images of handwritten digits, exports to ONNX, starts `forebay serve` in its own
-process, and sends the held-out images through `Predict` and `StreamPredict`. Every answer is compared with the model's own.
-`make demo` runs it.
+process, and sends the held-out images through `Predict` and `StreamPredict`. Every answer is compared with the model's
+own. `make demo` runs it.
 """
 
 import argparse
