@@ -110,10 +110,21 @@ class Durations(Protocol):
 class Done(Protocol):
     """What a model version has done; `telemetry.statistics.ModelFigures`."""
 
-    outcomes: Mapping[str, int]
-    batch_sizes: Mapping[int, int]
-    dispatches: Mapping[int, int]
-    padded_rows: int
+    @property
+    def outcomes(self) -> Mapping[str, int]:
+        """Requests by outcome."""
+
+    @property
+    def batch_sizes(self) -> Mapping[int, int]:
+        """Batches by rows."""
+
+    @property
+    def dispatches(self) -> Mapping[int, int]:
+        """Batches by the reason of their start."""
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows of padding."""
 
     @property
     def queue_time(self) -> Durations:
