@@ -19,7 +19,7 @@ demo: env ## Train a small model, serve it, and call it from many callers
 	$(BIN)/python examples/digits.py $(DEMO)
 
 .PHONY: test
-test: env loadgen ## Run the tests (at most 12 minutes on two cores)
+test: env loadgen build/gen-venv ## Run the tests (at most 12 minutes on two cores)
 	$(BIN)/python -m pytest -m "not long" $(PYTEST)
 ifneq ($(CARGO),)
 	$(CARGO) test --quiet --locked --manifest-path bench/loadgen/Cargo.toml

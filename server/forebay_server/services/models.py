@@ -17,7 +17,7 @@ from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
 from forebay_server.services.intake import Served
 from forebay_server.services.service import Endpoint, Outbox, Service
-from forebay_server.services.status import failure, internal
+from forebay_server.services.status import CODE_NAMES, failure, internal
 from forebay_server.services.validation import check_name
 from forebay_server.tensors import ModelSpec
 from forebay_server.wire.port import FAIL, RESPOND, Event, Method, MethodKind
@@ -283,7 +283,7 @@ class ModelService:
 
     def _outcome(self, outcome: str, count: int) -> model_pb2.OutcomeCount:
         code = self._statistics.code(outcome)
-        return model_pb2.OutcomeCount(code=code, reason="" if outcome == code else outcome, requests=count)
+        return model_pb2.OutcomeCount(code=code, reason=outcome if outcome in CODE_NAMES else "", requests=count)
 
 
 class _Unary:

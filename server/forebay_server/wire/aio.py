@@ -175,6 +175,8 @@ class AioWire:
         address = exposure.address
         if address.startswith("unix:"):
             _clear_unix_path(exposure)
+        elif not _is_port(address.rpartition(":")[2]):
+            raise _cannot_listen(exposure)  # grpcio would take a number modulo 65,536
         credentials = None
         if exposure.tls is not None:
             certificates = Certificates(exposure.tls)
@@ -283,6 +285,10 @@ def _check_grpcio() -> None:
             f"grpcio {grpc.__version__} is too old for the grpc.aio front end: install 1.84 or newer, "
             "since older ones buffer messages that are over the limit."
         )
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) <= 65_535
 
 
 def _cannot_listen(exposure: Exposure) -> ConfigError:

@@ -17,6 +17,9 @@ from forebay_server.wire.port import Action, Event, Figures, Peer, WireConfig
 DUMP_SIGNAL: Final = signal.SIGRTMAX - 2
 """Makes `faulthandler` write all stacks; the watchdog raises it. A real-time signal, since nobody else uses those."""
 
+STDERR: Final = 2
+"""Not `sys.stderr`: whoever has replaced that may have no descriptor to give."""
+
 
 class NativeWire:
     """A gRPC server on `forebay_native`. The rules of `Wire` hold."""
@@ -50,7 +53,7 @@ class NativeWire:
         """See `Wire.watch`."""
         if budget is not None and not self._dumps:
             # The watchdog has no GIL, so it can't ask Python for the stacks; this handler needs none either.
-            faulthandler.register(DUMP_SIGNAL, all_threads=True, chain=False)
+            faulthandler.register(DUMP_SIGNAL, file=STDERR, all_threads=True, chain=False)
             self._dumps = True
         self._server.watch(budget, DUMP_SIGNAL)
 

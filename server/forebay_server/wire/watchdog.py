@@ -12,6 +12,7 @@ import faulthandler
 import time
 
 _MARGIN = 0.25  # of the budget
+_STDERR = 2  # not `sys.stderr`: whoever has replaced that may have no descriptor to give
 
 
 class Watchdog:
@@ -49,5 +50,5 @@ class Watchdog:
         now = time.monotonic()
         if self._fires_at - now < budget:
             wait = budget * (1 + _MARGIN)
-            faulthandler.dump_traceback_later(wait, exit=True)
+            faulthandler.dump_traceback_later(wait, file=_STDERR, exit=True)
             self._fires_at = now + wait
