@@ -71,6 +71,7 @@ class Caller:
         self.inference = inference_service_pb2_grpc.InferenceServiceStub(self.channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
+        self._kept: list[grpc.Future] = []  # a call that nobody holds any more is cancelled
 
     def serving(self, service: str = "") -> bool:
         """Whether health says that something serves."""
@@ -85,7 +86,9 @@ class Caller:
         self, model: str, array: np.ndarray, *, timeout: float = 20.0, metadata=None, **fields: object
     ) -> "grpc.Future":
         """Sends one FP32 array and does not wait for the answer."""
-        return self.inference.Predict.future(request_of(model, array, **fields), timeout=timeout, metadata=metadata)
+        future = self.inference.Predict.future(request_of(model, array, **fields), timeout=timeout, metadata=metadata)
+        self._kept.append(future)
+        return future
 
     def fails(self, request: inference_pb2.PredictRequest, *, timeout: float = 20.0, metadata=None) -> grpc.RpcError:
         """The error of a call that must fail."""

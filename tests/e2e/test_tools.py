@@ -89,7 +89,7 @@ def test_check_a_good_and_a_bad_model(forebay, onnx_models, tmp_path, monkeypatc
     assert "linear" in out
     path.write_bytes(b"nonsense")
     code, _, err = forebay("check", path)
-    assert code == 2
+    assert code == 1
     assert "Traceback" not in err
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from forebay.v1 import inference_pb2
+from forebay.v1 import inference_pb2, inference_service_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError
 from forebay_server.scheduling.request import Batch
@@ -22,7 +22,8 @@ from forebay_server.services.status import failure, internal
 from forebay_server.services.streams import Streams
 from forebay_server.wire.port import FAIL, RESPOND, Event, Method, MethodKind
 
-NAME = "forebay.v1.InferenceService"
+NAME: str = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+"""Asked of the contract, which thereby is known to reflection."""
 
 MALFORMED = failure(errors.InvalidRequest([("", "the message can't be parsed as a PredictRequest")]))
 DRAINING = failure(errors.Draining("the server is shutting down"))

@@ -22,7 +22,7 @@ from forebay_server.services.validation import check_name
 from forebay_server.tensors import ModelSpec
 from forebay_server.wire.port import FAIL, RESPOND, Event, Method, MethodKind
 
-NAME: Final = "forebay.v1.ModelService"
+NAME: Final[str] = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1000
 

@@ -24,8 +24,9 @@ class Watchdog:
 
     def watch(self, budget: float | None) -> None:
         """Sets the longest time in seconds between two signs of life, from now; None lets the watchdog rest."""
-        self._budget = budget
-        self.rest()
+        if budget != self._budget:
+            self._budget = budget
+            self.rest()
         self.alive()
 
     def patience(self) -> float:
