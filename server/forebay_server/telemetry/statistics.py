@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from forebay_server.telemetry.histogram import Histogram
-from forebay_server.telemetry.names import BATCH, CANCELLED, DONE, OK, REFUSED, UNKNOWN
+from forebay_server.telemetry.names import BATCH, CANCELLED, DONE, OK, REFUSED, SERVED, UNKNOWN
 
 MAX_BATCH_SIZES: Final = 1024
 """Distinct batch sizes that are counted one by one; others count as the next power of two."""
@@ -86,12 +86,18 @@ class Statistics:
                 if len(models) >= MAX_MODELS:
                     continue
                 figures = models[event[1]] = ModelFigures()
-            if kind == DONE:
-                _, _, outcome, queued, total = event
+            if kind == SERVED:
+                _, key, began, ended, arrivals = event
+                waited, took = durations.setdefault(key, ([], []))
+                waited.extend([began - arrival for arrival in arrivals])
+                took.extend([ended - arrival for arrival in arrivals])
+                figures.outcomes[OK] = figures.outcomes.get(OK, 0) + len(arrivals)
+            elif kind == DONE:
+                _, key, outcome, queued, total = event
                 if outcome not in codes:
                     outcome = UNKNOWN
                 figures.outcomes[outcome] = figures.outcomes.get(outcome, 0) + 1
-                waited, took = durations.get(event[1]) or durations.setdefault(event[1], ([], []))
+                waited, took = durations.setdefault(key, ([], []))
                 waited.append(queued)
                 took.append(total)
             elif kind == BATCH:
