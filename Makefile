@@ -70,6 +70,10 @@ build/googleapis: build/gen-venv
 	cp build/gen-venv/lib/python3*/site-packages/google/rpc/status.proto $@/google/rpc/
 	touch $@
 
+.PHONY: baseline
+baseline: build/googleapis ## Take the contract as it is now for the one that later changes must not break; at a release
+	$(GEN)/buf build protos --output protos/baseline.binpb
+
 .PHONY: gen-check
 gen-check: gen ## Fail if gen/ is not what protos/ says
 	test -z "$$(git status --porcelain gen)" || { git status --short gen; git diff --stat gen; echo "gen/ differs: run make gen and commit"; exit 1; }
@@ -82,6 +86,7 @@ lint: env build/googleapis ## ruff, buf, rustfmt, clippy
 	$(BIN)/ruff format --check
 	$(GEN)/buf lint
 	$(GEN)/buf format --diff --exit-code
+	$(GEN)/buf breaking protos --against protos/baseline.binpb
 ifneq ($(CARGO),)
 	$(CARGO) fmt --check --manifest-path bench/loadgen/Cargo.toml
 	$(CARGO) clippy --quiet --locked --all-targets --manifest-path bench/loadgen/Cargo.toml -- --deny warnings

@@ -142,6 +142,8 @@ class Server:
         self._dispatcher.start()
         self._hosting.start()
         _log.info("listening", wire=self.wire_name, **self.addresses)
+        if config.server.wire == "auto" and self.wire_name != "native":
+            _log.warning("slow_front_end", because="forebay-native is not installed, so gRPC is served by grpc.aio")
 
     @property
     def start_failure(self) -> str:

@@ -14,7 +14,7 @@ BATCH: Final = "batch"
 
 SERVED: Final = "served"
 """`(SERVED, key, began, ended, arrivals)`: requests of one batch have ended well. All are instants on the monotonic clock;
-`arrivals` is a list with one for each request. One event for a batch, because one for each request would be felt."""
+`arrivals` is a list with one for each request. One event for a batch: one for each request would be felt."""
 
 DONE: Final = "done"
 """`(DONE, key, outcome, queue_seconds, total_seconds)`: a request that was accepted has ended, and no SERVED told it.
