@@ -13,8 +13,8 @@ BATCH: Final = "batch"
 `Reason`, `predicted` may be None, `seconds` is the time in the engine."""
 
 SERVED: Final = "served"
-"""`(SERVED, key, began, ended, arrivals)`: requests of one batch have ended well. All are instants on the monotonic clock;
-`arrivals` is a list with one for each request. One event for a batch: one for each request would be felt."""
+"""`(SERVED, key, began, ended, arrivals)`: requests of one batch have ended well. All are instants on the monotonic
+clock; `arrivals` is a list with one for each request. One event for a batch: one for each request would be felt."""
 
 DONE: Final = "done"
 """`(DONE, key, outcome, queue_seconds, total_seconds)`: a request that was accepted has ended, and no SERVED told it.
