@@ -163,8 +163,8 @@ class Limits:
     max_receive_bytes: int = 16 << 20
     max_send_bytes: int = 16 << 20
     max_held_bytes: int = 1 << 30
-    """(n) Bytes of messages in parts, or whole and not yet given out by `take`, all connections together. What was given
-    out is the taker's to count."""
+    """(n) Bytes of messages in parts, or whole and not yet given out by `take`, all connections together. What was
+    given out is the taker's to count."""
     max_streams: int = 1024
     """Concurrent calls on a connection."""
     max_connections: int = 10_000
