@@ -28,6 +28,9 @@ endif
 .PHONY: test-long
 test-long: env ## Soak, faults and fuzzing (an hour or so)
 	$(BIN)/python -m pytest -m long --timeout 3600 $(PYTEST)
+ifneq ($(CARGO),)
+	PROPTEST_CASES=100000 $(CARGO) test --quiet --release --locked --manifest-path $(NATIVE) --test framing --test headers
+endif
 
 ##@ Environment
 
