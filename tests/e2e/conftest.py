@@ -1,14 +1,22 @@
-"""A whole server in this process, on a real socket, over each of the two front ends; and the callers' side of it."""
+"""A whole server, in this process or in one of its own, on a real socket, over each of the two front ends; and callers."""
 
 import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forebay.v1 import inference_pb2, inference_service_pb2_grpc, model_service_pb2_grpc, tensor_pb2
 from forebay_server.app.server import Server
@@ -39,20 +47,58 @@ def front_end(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def eventually(condition: Callable[[], object], what: str, patience: float = 10.0) -> None:
+    """Waits until something holds."""
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end, f"did not come about: {what}"
+        time.sleep(0.005)
+
+
 class Caller:
     """Generated stubs on one channel, and what tests say often."""
 
-    def __init__(self, address: str) -> None:
-        options = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
-        self.channel = grpc.insecure_channel(address, options)
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        options = [
+            ("grpc.max_receive_message_length", 64 << 20),
+            ("grpc.max_send_message_length", 64 << 20),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        if credentials is None:
+            self.channel = grpc.insecure_channel(address, options)
+        else:
+            self.channel = grpc.secure_channel(address, credentials, options)
         self.inference = inference_service_pb2_grpc.InferenceServiceStub(self.channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+    def serving(self, service: str = "") -> bool:
+        """Whether health says that something serves."""
+        try:
+            response = self.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        except grpc.RpcError as error:
+            assert error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE), error
+            return False
+        return response.status == health_pb2.HealthCheckResponse.SERVING
+
+    def later(
+        self, model: str, array: np.ndarray, *, timeout: float = 20.0, metadata=None, **fields: object
+    ) -> "grpc.Future":
+        """Sends one FP32 array and does not wait for the answer."""
+        return self.inference.Predict.future(request_of(model, array, **fields), timeout=timeout, metadata=metadata)
+
+    def fails(self, request: inference_pb2.PredictRequest, *, timeout: float = 20.0, metadata=None) -> grpc.RpcError:
+        """The error of a call that must fail."""
+        with pytest.raises(grpc.RpcError) as caught:
+            self.inference.Predict(request, timeout=timeout, metadata=metadata)
+        return caught.value
 
     def predict(
-        self, model: str, array: np.ndarray, *, name: str = "x", timeout: float = 20.0, **fields: object
+        self, model: str, array: np.ndarray, *, name: str = "x", timeout: float = 20.0, metadata=None, **fields: object
     ) -> inference_pb2.PredictResponse:
         """Sends one FP32 array."""
-        return self.inference.Predict(request_of(model, array, name=name, **fields), timeout=timeout)
+        request = request_of(model, array, name=name, **fields)
+        return self.inference.Predict(request, timeout=timeout, metadata=metadata)
 
 
 def request_of(model: str, array: np.ndarray, *, name: str = "x", **fields: object) -> inference_pb2.PredictRequest:
@@ -61,6 +107,11 @@ def request_of(model: str, array: np.ndarray, *, name: str = "x", **fields: obje
         name=name, data_type=tensor_pb2.DATA_TYPE_FP32, shape=array.shape, data=array.astype("<f4").tobytes()
     )
     return inference_pb2.PredictRequest(model=model, inputs=[tensor], **fields)
+
+
+def row(value: float, rows: int = 1, width: int = 4) -> np.ndarray:
+    """Rows whose elements are all one number."""
+    return np.full((rows, width), value, np.float32)
 
 
 def array_of(tensor: tensor_pb2.Tensor) -> np.ndarray:
@@ -115,6 +166,7 @@ def serve(front_end: str, tmp_path: Path) -> Iterator[Callable[..., Server]]:
                     "public": ExposureConfig(address="127.0.0.1:0"),
                     "cache_dir": str(tmp_path / "cache"),
                     "watchdog_s": 60.0,
+                    "drain_grace_s": 10.0,
                     **(server or {}),
                 }
             ),
@@ -132,16 +184,16 @@ def serve(front_end: str, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers:
         server.close()
-    assert threading.active_count() <= threads + 2, "threads are left behind"
+    eventually(lambda: threading.active_count() <= threads + 2, "no threads are left behind")
 
 
 @pytest.fixture
-def call() -> Iterator[Callable[[Server], Caller]]:
+def call() -> Iterator[Callable[..., Caller]]:
     """Callers of servers, closed at the end."""
     callers: list[Caller] = []
 
-    def connect(server: Server) -> Caller:
-        caller = Caller(server.addresses["public"])
+    def connect(server: "Server | Process", exposure: str = "public", credentials=None) -> Caller:
+        caller = Caller(server.addresses[exposure], credentials)
         callers.append(caller)
         return caller
 
@@ -150,11 +202,122 @@ def call() -> Iterator[Callable[[Server], Caller]]:
         caller.channel.close()
 
 
-def synthetic(name: str = "model", *, batching: BatchingConfig | None = None, **options: object) -> ModelConfig:
+@pytest.fixture
+def together() -> Iterator[Callable[..., list[object]]]:
+    """Calls a function with each of some arguments, all at a time in threads, and gives the results in order."""
+    pools: list[ThreadPoolExecutor] = []
+
+    def run(function: Callable[..., object], arguments: Sequence[object]) -> list[object]:
+        pool = ThreadPoolExecutor(len(arguments))
+        pools.append(pool)
+        return list(pool.map(function, arguments))
+
+    yield run
+    for pool in pools:
+        pool.shutdown()
+
+
+def synthetic(
+    name: str = "model",
+    *,
+    batching: BatchingConfig | None = None,
+    engine: dict[str, object] | None = None,
+    model: dict[str, object] | None = None,
+    **options: object,
+) -> ModelConfig:
     """A synthetic model of 4 FP32 in and 4 FP32 out."""
     return ModelConfig(
         name=name,
         path="synthetic:",
         batching=batching or BatchingConfig(),
-        engine=EngineConfig(name="synthetic", options=options),
+        engine=EngineConfig(name="synthetic", options=options, **(engine or {})),
+        **(model or {}),
     )
+
+
+class Process:
+    """`forebay serve` in a process of its own."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+        base = {key: value for key, value in os.environ.items() if not key.startswith("FOREBAY_")}
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "forebay_server", "serve", "--log-format", "json", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**base, "XDG_CACHE_HOME": str(folder / "cache"), **environment},
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.popen.stderr:
+            self.lines.append(line.rstrip())
+
+    @property
+    def stderr(self) -> str:
+        """All that it has written to stderr so far."""
+        return "\n".join(self.lines)
+
+    def events(self, name: str) -> list[dict[str, object]]:
+        """Its log lines of one kind."""
+        found = []
+        for line in list(self.lines):
+            if line.startswith("{") and (entry := json.loads(line)).get("event") == name:
+                found.append(entry)
+        return found
+
+    def await_event(self, name: str) -> dict[str, object]:
+        """Waits for a log line."""
+        eventually(lambda: self.events(name) or self.popen.poll() is not None, f"log line {name}", 30)
+        assert self.events(name), self.stderr
+        return self.events(name)[0]
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where it listens, by the names of the exposures."""
+        line = self.await_event("listening")
+        return {name: line[name] for name in ("public", "operator", "probe") if name in line}
+
+    def ready(self, models: int = 1) -> "Process":
+        """Waits until so many models are ready."""
+        eventually(lambda: len(self.events("model_ready")) >= models or self.popen.poll() is not None, "models", 30)
+        assert self.popen.poll() is None, self.stderr
+        return self
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal."""
+        self.popen.send_signal(number)
+
+    def wait(self, timeout: float = 30.0) -> int:
+        """Waits for its end; its exit code."""
+        code = self.popen.wait(timeout)
+        self._reader.join(5)
+        return code
+
+    def kill(self) -> None:
+        """Ends it, if it has not ended."""
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.wait()
+        self.popen.stdout.close()
+        self.popen.stderr.close()
+
+
+@pytest.fixture
+def process(front_end: str, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts `forebay serve` on any free port, with further arguments; it is killed at the end of the test."""
+    processes: list[Process] = []
+
+    def start(*arguments: str, environment: dict[str, str] | None = None, listen: bool = True) -> Process:
+        place = ["--listen", "127.0.0.1:0"] if listen else []
+        begun = Process(["--wire", front_end, *place, *arguments], tmp_path, environment or {})
+        processes.append(begun)
+        return begun
+
+    yield start
+    for begun in processes:
+        begun.kill()

@@ -26,9 +26,15 @@ LONGEST_WAIT = 1.0  # seconds; only bounds how late a lost wake-up would be noti
 
 LOOK_EVERY = 0.005  # seconds between looks at the figures of the front end and of the batches
 
+ALIVE_EVERY = 0.1  # seconds between looks at whether the thread that should answer is still there
+
 _T = TypeVar("_T")
 
 _log = structlog.get_logger(__name__)
+
+
+class DispatcherEnded(Exception):
+    """There is no dispatcher any more that could do it."""
 
 
 def endpoints_of(services: Sequence[Service]) -> list[Endpoint]:
@@ -49,6 +55,7 @@ class Dispatcher:
         flushes: Sequence[Callable[[], None]],
         watchdog: float | None,
         held_bytes: Callable[[int], None],
+        on_fault: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Stores; `start` acts.
@@ -61,9 +68,11 @@ class Dispatcher:
             flushes: Called at the end of each turn, before the outbox is sent (streams put results together there).
             watchdog: Seconds for which it may stand still beyond what its batches may take; None: for ever.
             held_bytes: Told, every LOOK_EVERY seconds, what the front end holds.
+            on_fault: Called by the thread if a fault ends it: nothing is answered any more.
             clock: Monotonic seconds.
         """
         self._wire = wire
+        self._on_fault = on_fault
         self._runner = runner
         self._endpoints = endpoints
         self._outbox = outbox
@@ -89,19 +98,33 @@ class Dispatcher:
         self._wire.wake()
 
     def call(self, action: Callable[[], _T], timeout: float = 30.0) -> _T:
-        """Has an action run in the dispatcher's thread and waits for its result. From any other thread."""
+        """Has an action run in the dispatcher's thread and waits for its result. From any other thread.
+
+        Raises:
+            DispatcherEnded: The thread has ended.
+            TimeoutError: It did not come to it in so many seconds.
+            Exception: What the action raised.
+        """
         done = threading.Event()
         results: list[_T] = []
+        faults: list[Exception] = []
 
         def run() -> None:
             try:
                 results.append(action())
-            finally:
-                done.set()
+            except Exception as fault:  # noqa: BLE001 - it is the caller's
+                faults.append(fault)
+            done.set()
 
         self.post(run)
-        if not done.wait(timeout) or not results:
-            raise TimeoutError("the dispatcher did not answer")
+        until = time.monotonic() + timeout
+        while not done.wait(min(ALIVE_EVERY, max(0.0, until - time.monotonic()))):
+            if not self._thread.is_alive() and not done.is_set():
+                raise DispatcherEnded("the dispatcher has ended")
+            if time.monotonic() >= until:
+                raise TimeoutError("the dispatcher does not answer")
+        if faults:
+            raise faults[0]
         return results[0]
 
     def rest(self, resting: bool) -> None:  # noqa: FBT001 - reads as what it says
@@ -117,16 +140,25 @@ class Dispatcher:
             self._budget = budget
             self._wire.watch(budget)
 
-    def stop(self) -> None:
+    def stop(self, timeout: float = 30.0) -> None:
         """Ends the loop after what is posted has run, and waits for the thread."""
         self.post(self._stop)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._thread.join(timeout)
 
     def _stop(self) -> None:
         self._stopping = True
 
     def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException:  # noqa: BLE001 - whatever it is, the process must not go on as if it served
+            _log.exception("dispatcher_failed")
+            if self._on_fault is not None:
+                self._on_fault()
+        finally:
+            self._wire.watch(None)  # it does not come back, and is not stuck
+
+    def _loop(self) -> None:
         wire, outbox, clock = self._wire, self._outbox, self._clock
         take, answer, turn, flushes = wire.take, wire.answer, self._runner.turn, self._flushes
         handlers = self._handlers()

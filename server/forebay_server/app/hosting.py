@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from forebay_server.app.dispatcher import Dispatcher
+from forebay_server.app.dispatcher import Dispatcher, DispatcherEnded
 from forebay_server.app.wiring import model_policy
 from forebay_server.config.tree import Config, ModelConfig
 from forebay_server.engines.base import ModelLoadError
@@ -27,6 +27,8 @@ from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.runner import Runner
 from forebay_server.services.intake import Intake
 from forebay_server.services.vitals import Vitals
+
+CLOSE_PATIENCE = 1.0  # seconds for a loader that is in the middle of it; it may take minutes, and is a daemon
 
 _log = structlog.get_logger(__name__)
 
@@ -92,6 +94,7 @@ class Hosting:
 
     def close(self) -> None:
         """Keeps what was learned about costs, and lets go of the engines. Their instances are closed before."""
+        self._thread.join(CLOSE_PATIENCE)
         cache = CostCache(self._cache_dir)
         for loaded in self._loaded:
             if loaded.cost_key is not None and loaded.measurements:
@@ -101,15 +104,27 @@ class Hosting:
         self._loaded.clear()
 
     def _load_all(self) -> None:
-        self._dispatcher.rest(True)  # an engine that loads may hold the GIL
-        for model in self._models:
-            served = self._announce(model)
-            if self._stopping.is_set() or not self._load_one(model, served):
-                break
-        self._dispatcher.rest(False)
+        try:
+            self._load_each()
+        except DispatcherEnded:
+            return  # the server was closed meanwhile
+        except Exception as fault:  # noqa: BLE001 - nobody else would hear of it, and the server would never be ready
+            _log.exception("loader_failed")
+            self.failure = f"a model could not be loaded: {type(fault).__name__}: {fault}"
         self.settled.set()
         if self.failure and self._on_failed_start is not None:
             self._on_failed_start(self.failure)
+
+    def _load_each(self) -> None:
+        self._dispatcher.rest(True)  # an engine that loads may hold the GIL
+        try:
+            announced = [(model, self._announce(model)) for model in self._models]
+            for model, served in announced:
+                if self._stopping.is_set() or not self._load_one(model, served):
+                    break
+        finally:
+            if not self._stopping.is_set():
+                self._dispatcher.rest(False)
 
     def _announce(self, model: ModelConfig) -> Served:
         complete = settings.complete(model)
@@ -130,7 +145,11 @@ class Hosting:
             _log.error("model_failed", name=served.name, error=message)
             self._dispatcher.call(lambda: self._catalogue.set_state(served, ModelState.FAILED, message))
             return False
-        self._dispatcher.call(lambda: self._host(loaded, served))
+        try:
+            self._dispatcher.call(lambda: self._host(loaded, served))
+        except DispatcherEnded:
+            loaded.close()
+            raise
         _log.info(
             "model_ready",
             name=served.name,

@@ -15,6 +15,7 @@ from forebay_server.errors import ConfigError
 
 EXIT_OK = 0
 EXIT_FAILED = 1
+EXIT_FAULT = 70
 
 _log = structlog.get_logger(__name__)
 
@@ -30,14 +31,14 @@ def serve(config: Config) -> int:
 
     Returns:
         The exit code: 0 after a drain, 1 if a model could not be loaded or if accepted requests were left at the end of
-        the grace period.
+        the grace period, 70 after a fault of the server itself.
 
     Raises:
         ConfigError: An address is taken, a certificate can't be read, ...
     """
     configure_logging(config.log)
     stop = threading.Event()
-    server = Server(config, on_failed_start=lambda _message: stop.set())
+    server = Server(config, on_failed_start=lambda _message: stop.set(), on_fault=stop.set)
     received: list[int] = []
 
     def on_stop(number: int, _frame: FrameType | None) -> None:
@@ -60,8 +61,10 @@ def serve(config: Config) -> int:
         stop.wait()
         if not received:
             server.close()
-            print(f"forebay: {server.start_failure}", file=sys.stderr)  # noqa: T201 - the command's one sentence
-            return EXIT_FAILED
+            failure = server.start_failure
+            sentence = failure or "a fault ended the server; the log says which"
+            print(f"forebay: {sentence}", file=sys.stderr)  # noqa: T201 - the command's one sentence
+            return EXIT_FAILED if failure else EXIT_FAULT
         _log.info("draining", signal=signal.Signals(received[0]).name)
         left = server.drain()
         _log.info("stopped", unanswered=left)

@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 import structlog
 
-from forebay_server.app.dispatcher import Dispatcher, endpoints_of
+from forebay_server.app.dispatcher import Dispatcher, DispatcherEnded, endpoints_of
 from forebay_server.app.hosting import Hosting
 from forebay_server.app.wiring import exposures, server_policy, wire_limits
 from forebay_server.config.tree import Config
 from forebay_server.models.catalogue import Catalogue
 from forebay_server.scheduling.core import Core
+from forebay_server.scheduling.policy import ModelKey
 from forebay_server.scheduling.runner import Runner
 from forebay_server.services.health import HealthService
 from forebay_server.services.inference import InferenceService
@@ -31,6 +32,8 @@ from forebay_server.wire.choose import open_wire
 from forebay_server.wire.port import WireConfig
 
 CLOSE_GRACE = 5.0  # seconds for answers that are on their way out when everything else has ended
+CLOSE_PATIENCE = 10.0  # seconds for batches that run, and for the dispatcher to come to it
+SHORTEST_CALL = 1.0  # seconds that the dispatcher has for a question, however short the grace is
 DRAIN_POLL = 0.01  # seconds between looks at whether the last request has been answered
 
 _log = structlog.get_logger(__name__)
@@ -42,15 +45,24 @@ class Server:
     Args:
         config: All settings.
         on_failed_start: Told why, from the loader thread, if a model of the settings can't be loaded.
+        on_fault: Told, from the dispatcher's thread, if a fault of the server ended it. Nothing is answered any more.
 
     Attributes:
         addresses: Where each exposure listens, by its name, port 0 resolved; empty before `start`.
         wire_name: `native` or `grpc.aio`; empty before `start`.
     """
 
-    def __init__(self, config: Config, *, on_failed_start: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        on_failed_start: Callable[[str], None] | None = None,
+        on_fault: Callable[[], None] | None = None,
+    ) -> None:
         self._config = config
         self._on_failed_start = on_failed_start
+        self._on_fault = on_fault
+        self._unusable: set[ModelKey] = set()
         self._closed = False
         self.addresses: dict[str, str] = {}
         self.wire_name = ""
@@ -105,7 +117,7 @@ class Server:
             inference=[inference.name],
             startup_models=Hosting.names_of(config.models),
         )
-        self._runner.listen(lambda key, usable, _total: self._vitals.stuck(key[0], stuck=usable == 0))
+        self._runner.listen(self._instances_changed)
 
         endpoints = endpoints_of(offered)
         places = exposures(config, public=offered, operator=offered, probe=[health])
@@ -129,6 +141,7 @@ class Server:
             flushes=[self._inference.flush, self._feed.flush],
             watchdog=config.server.watchdog_s or None,
             held_bytes=lambda held: setattr(core, "external_bytes", held),
+            on_fault=self._on_fault,
         )
         self._hosting = Hosting(
             config,
@@ -170,23 +183,41 @@ class Server:
         # The wire is opened after the runner was made; until then nobody has to be woken.
         self._wire.wake()
 
+    def _instances_changed(self, key: ModelKey, usable: int, _total: int) -> None:
+        """A model is unhealthy while one of its versions has no instance that works."""
+        if usable:
+            self._unusable.discard(key)
+        else:
+            self._unusable.add(key)
+        self._vitals.stuck(key[0], stuck=any(name == key[0] for name, _ in self._unusable))
+
     def drain(self) -> int:
         """Stops as callers would wish: says so, refuses new work, answers what was accepted, and closes.
 
         Returns:
             Requests that were left without an answer when the grace period ended.
         """
+        try:
+            left = self._drain()
+        except (DispatcherEnded, TimeoutError) as fault:
+            _log.error("not_drained", error=str(fault))
+            left = 1  # it can't be known how many
+        self.close()
+        return left
+
+    def _drain(self) -> int:
         server = self._config.server
-        self._dispatcher.call(self._vitals.drain)
+        grace = server.drain_grace_s
+        call = self._dispatcher.call
+        call(self._vitals.drain, max(grace, SHORTEST_CALL))
         if server.drain_delay_s:
             threading.Event().wait(server.drain_delay_s)
-        self._dispatcher.call(self._refuse_new_work)
-        until = time.monotonic() + server.drain_grace_s
-        left = self._dispatcher.call(self._inference.in_flight)
+        call(self._refuse_new_work, max(grace, SHORTEST_CALL))
+        until = time.monotonic() + grace
+        left = call(self._inference.in_flight)
         while left and time.monotonic() < until:
             threading.Event().wait(DRAIN_POLL)
-            left = self._dispatcher.call(self._inference.in_flight)
-        self.close()
+            left = call(self._inference.in_flight, max(until - time.monotonic(), SHORTEST_CALL))
         return left
 
     def _refuse_new_work(self) -> None:
@@ -200,7 +231,11 @@ class Server:
             return
         self._closed = True
         self._hosting.stop()
-        self._dispatcher.call(self._runner.close)
-        self._dispatcher.stop()
+        self._dispatcher.rest(True)  # it waits for batches now
+        try:
+            self._dispatcher.call(self._runner.close, CLOSE_PATIENCE)
+            self._dispatcher.stop()
+        except (DispatcherEnded, TimeoutError) as fault:
+            _log.error("not_closed", error=str(fault))
         self._wire.close(CLOSE_GRACE)
         self._hosting.close()

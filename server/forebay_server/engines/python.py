@@ -20,10 +20,13 @@ with a text for the caller, raise `forebay_server.engines.base.RejectInput(messa
 an internal error whose text only the log shows.
 
 This runs the operator's code in the server's process. The path comes from the operator only: `module:object` (found on
-PYTHONPATH or in the folder of the option `path`), or `folder/module.py:object`.
+PYTHONPATH or in the folder of the option `path`), or `folder/module.py:object`. Files of one name in two folders are two
+modules; what they import from beside them is not told apart.
 """
 
 import importlib
+import importlib.machinery
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -184,12 +187,41 @@ def _module(path: str, name: str, folder: str) -> ModuleType:
             sys.path.insert(0, entry)
         importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        return module if not folder or _lies_in(module, entry) else _namesake(name, entry)
     except ModuleNotFoundError as error:
         where = folder or "PYTHONPATH (or name a folder in the engine option 'path')"
         raise ModelLoadError(f"{path}: no module {error.name!r} in {where}") from error
     except Exception as error:  # whatever the operator's module does when it is imported
         raise ModelLoadError(f"{path}: importing {name} raised {type(error).__name__}: {error}") from error
+
+
+def _lies_in(module: ModuleType, folder: str) -> bool:
+    return module.__file__ is not None and Path(module.__file__).resolve().is_relative_to(folder)
+
+
+def _namesake(name: str, folder: str) -> ModuleType:
+    """The module of a folder whose name another module has already, under a name of its own.
+
+    Raises:
+        ModuleNotFoundError: The folder has no such module.
+    """
+    own_name = f"{name}@{folder}"
+    if own_name in sys.modules:
+        return sys.modules[own_name]
+    found = importlib.machinery.PathFinder.find_spec(name, [folder])
+    if found is None or found.loader is None or found.origin is None:
+        raise ModuleNotFoundError(name=name)
+    spec = importlib.util.spec_from_file_location(own_name, found.origin)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(name=name)
+    module = sys.modules[own_name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[own_name]
+        raise
+    return module
 
 
 def _guarded(path: str, what: str, call: Callable[[], Any]) -> Any:

@@ -63,7 +63,7 @@ def complete(config: ModelConfig) -> ModelConfig:
     Raises:
         ConfigError: As for `read`.
     """
-    if ":" in config.path:
+    if ":" in config.path or not Path(config.path).name:
         return config
     beside = settings_path(Path(config.path))
     if beside == Path(config.path) or not beside.is_file():

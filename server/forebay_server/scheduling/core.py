@@ -391,6 +391,10 @@ class Core:
         limits = [patience(model, lane, model.policy.padded(lane.cap)) for lane in model.lanes.values()]
         return max(limits, default=model.policy.max_execution)
 
+    def stuck_instances(self) -> set[int]:
+        """The instances whose batch has taken longer than it may."""
+        return {number for number, slot in self._books.slots.items() if slot.stuck}
+
     @property
     def held_bytes(self) -> int:
         """Bytes of requests that wait or run."""

@@ -170,11 +170,9 @@ class Runner:
                 continue
             try:
                 outcome = execute(batch, station.instance, station.collator, clock, self._log)
-            except BaseException:
-                # SystemExit and its like, in the dispatcher itself: it goes on up, but the batch is not lost.
-                self._finish(station, batch, Died(), clock())
-                self._tell()
-                raise
+            except BaseException:  # noqa: BLE001  SystemExit and its like: it ends the instance, as it ends a worker
+                self._log.exception("instance has ended", model=station.key, instance=station.number)
+                outcome = Died()
             now = clock()
             self._finish(station, batch, outcome, now)
             if core.has_work(station.number):
@@ -275,19 +273,21 @@ class Runner:
         """Ends all workers and closes all instances; what still waits fails.
 
         Args:
-            timeout: Seconds to wait for batches that run.
+            timeout: Seconds to wait for batches that run; those known to be stuck are not waited for.
 
         Returns:
             False if a worker did not end (it is a daemon thread: the process can).
         """
         now = self._clock()
+        stuck = self.core.stuck_instances()
         for key in self.core.models():
             self.remove(key, now)
         until = now + timeout
         ended = True
         for station in list(self._stations.values()):
             if station.worker is not None:
-                ended = station.worker.join(max(0.0, until - self._clock())) and ended
+                patience = 0.0 if station.number in stuck else max(0.0, until - self._clock())
+                ended = station.worker.join(patience) and ended
         while self._returned:
             self._collect(*self._returned.popleft(), self._clock())
         self._tell()

@@ -220,3 +220,19 @@ def test_declarations_are_checked():
         model(inputs=good, outputs=good, batched=False, per_row=True)
     declared = model(inputs=good, outputs=good)(lambda x: x)
     assert isinstance(declared.spec, ModelSpec)
+
+
+def test_files_of_one_name_in_two_folders_are_two_models(opened, tmp_path, monkeypatch):
+    """The second model of a name runs its own code, though Python has a module of that name already."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    infers = []
+    for factor in (2, 3):
+        folder = tmp_path / str(factor)
+        folder.mkdir()
+        (folder / "json.py").write_text(
+            f"{HEADER}\n@model(inputs={{'x': ('FP32', (-1, 2))}}, outputs={{'y': ('FP32', (-1, 2))}})\n"
+            f"def predict(x):\n    return x * {factor}\n"
+        )
+        infers.append(opened(PythonEngine, f"{folder}/json.py:predict")[1])
+    x = np.ones((1, 2), np.float32)
+    assert [infer(x)[0].tolist() for infer in infers] == [[[2, 2]], [[3, 3]]]
