@@ -72,7 +72,8 @@ def served(model: Path, wire: str) -> Iterator[str]:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     command = [
         *(sys.executable, "-m", "forebay_server", "serve"),
-        *(str(model), "synthetic:name=slow,base_ms=300"),
+        *(str(model), "synthetic:base_ms=300"),
+        *("--set", "models.1.name=slow", "--set", "models.1.batching.max_batch_size=1"),
         *("--listen", address, "--wire", wire, "--set", "log.level=warning"),
     ]
     started = time.perf_counter()
@@ -142,7 +143,7 @@ async def call_concurrently(address: str, images: Images) -> tuple[list[Predicti
 
 def show_digits(images: Images, labels: npt.NDArray[np.int64], true_digits: npt.NDArray[np.int64]) -> None:
     """Draws a few held-out images with what the model says they are."""
-    rows = range(6)
+    rows = range(min(6, (console.width + 2) // 18))  # as many as fit side by side
     for line in range(8):
         console.print(
             "  ".join(
@@ -188,7 +189,7 @@ def show_refusal(client: Client) -> None:
     except DeadlineUnreachable as refusal:
         console.print(
             f"a deadline that can't be met is refused after {(time.perf_counter() - began) * 1e3:.1f} ms, "
-            f"not after 60:\n  {refusal.code} {refusal.reason}: {refusal}\n"
+            f"not after 60:\n  {refusal}\n"
         )
     else:
         sys.exit("a request that could not be answered in time was not refused")
