@@ -1,5 +1,7 @@
 """`python -m forebay_server` is `forebay`."""
 
+import sys
+
 from forebay_server.cli import main
 
-main()
+sys.exit(main())

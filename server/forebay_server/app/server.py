@@ -74,7 +74,7 @@ class Server:
         rooms = [config.server.public, config.server.operator, config.server.probe]
         intake = Intake(
             catalogue,
-            _Scheduler(core, self._runner),
+            core,
             clock=clock,
             default_deadline=config.server.default_deadline_s,
             max_deadline=config.server.max_deadline_s,
@@ -202,12 +202,3 @@ class Server:
         self._dispatcher.stop()
         self._wire.close(CLOSE_GRACE)
         self._hosting.close()
-
-
-class _Scheduler:
-    """What the services see of scheduling: queues from the core, requests through the runner."""
-
-    def __init__(self, core: Core, runner: Runner) -> None:
-        self.lane = core.lane
-        self.admit = runner.admit
-        self.cancel = runner.cancel

@@ -78,6 +78,7 @@ class Statistics:
         """Adds up events."""
         models = self._models
         codes = self._codes
+        durations: dict[ModelKey, tuple[list[float], list[float]]] = {}
         for event in events:
             kind = event[0]
             figures = models.get(event[1])
@@ -90,14 +91,18 @@ class Statistics:
                 if outcome not in codes:
                     outcome = UNKNOWN
                 figures.outcomes[outcome] = figures.outcomes.get(outcome, 0) + 1
-                figures.queue_time.record(queued)
-                figures.request_time.record(total)
+                waited, took = durations.get(event[1]) or durations.setdefault(event[1], ([], []))
+                waited.append(queued)
+                took.append(total)
             elif kind == BATCH:
                 _, _, rows, _, padded_rows, reason, _, seconds = event
                 figures.batch(rows, padded_rows - rows, int(reason), seconds)
             elif kind == REFUSED:
                 reason = event[2] if event[2] in codes else UNKNOWN
                 figures.outcomes[reason] = figures.outcomes.get(reason, 0) + 1
+        for key, (waited, took) in durations.items():
+            models[key].queue_time.record_all(waited)
+            models[key].request_time.record_all(took)
 
     def of(self, key: ModelKey) -> ModelFigures:
         """The figures of a version; all zero if it has done nothing."""
