@@ -36,7 +36,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def train(path: Path) -> tuple[Images, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Trains and exports the classifier.
+    """Trains and exports the classifier, and writes the held-out images beside it, as `images.npy`.
 
     Returns:
         The held-out images (n, 64), their true digits, and the model's own labels and probabilities for them.
@@ -57,6 +57,7 @@ def train(path: Path) -> tuple[Images, npt.NDArray[np.int64], npt.NDArray[np.int
     model = to_onnx(classifier, initial_types=[("pixels", FloatTensorType([None, 64]))], options={"zipmap": False})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString())
+    np.save(path.with_name("images.npy"), held_out)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     labels, probabilities = session.run(None, {"pixels": held_out})
     return held_out, true_digits, labels, probabilities
