@@ -77,7 +77,4 @@ def connect(connection: Connection) -> "Client":
             key=connection["tls_key"],
             server_name=connection["tls_name"],
         )
-    address = connection["address"]
-    # grpcio names a Unix socket by its escaped path, which the native front end refuses as no name of a host.
-    options = [("grpc.default_authority", "localhost")] if address.startswith("unix:") else []
-    return Client(address, tls=tls, tenant=connection["tenant"], options=options)
+    return Client(connection["address"], tls=tls, tenant=connection["tenant"])

@@ -158,7 +158,7 @@ class Refusals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What an adapter keeps by itself. Times are seconds, sizes bytes. (n): kept by the native adapter only."""
+    """What an adapter keeps by itself. Times are seconds, sizes bytes. (n): kept in full by the native adapter only."""
 
     max_receive_bytes: int = 16 << 20
     max_send_bytes: int = 16 << 20
