@@ -83,13 +83,11 @@ enum Broken {
     Lost,
 }
 
-/// A call that passed its headers.
+/// A call that passed its headers. In a box, since futures that hold it are moved some times before they run.
 struct Admitted {
-    ticket: Ticket,
     kind: Kind,
-    gzip: bool,
     origin: Origin,
-    body: Incoming,
+    reader: Reader,
 }
 
 /// Begins a call. Returns its ticket, if it needs one, and what runs it.
@@ -105,14 +103,14 @@ pub fn serve(
 ) {
     count(&shared.figures.calls_total, 1);
     let admitted = admit(shared, exposure, request);
-    let ticket = admitted.as_ref().ok().map(|admitted| admitted.ticket);
+    let ticket = admitted.as_ref().ok().map(|admitted| admitted.reader.ticket);
     if ticket.is_none() {
         count(&shared.figures.refused_total, 1);
     }
-    let shared = Rc::clone(shared);
+    let calls = Rc::clone(&shared.calls);
     let run = async move {
         Ok(match admitted {
-            Ok(admitted) => run(&shared, admitted).await,
+            Ok(admitted) => run(calls, admitted).await,
             Err(response) => *response,
         })
     };
@@ -123,7 +121,7 @@ fn admit(
     shared: &Rc<Shared>,
     exposure: &crate::config::Exposure,
     request: Request<Incoming>,
-) -> Result<Admitted, Box<Response<Reply>>> {
+) -> Result<Box<Admitted>, Box<Response<Reply>>> {
     let (parts, body) = request.into_parts();
     let refuse = |status: Status| Box::new(status.response(Reply::Empty));
     let refusals = &shared.settings.refusals;
@@ -152,16 +150,14 @@ fn admit(
     let Some(ticket) = shared.calls.open(method, streams, deadline) else {
         return Err(refuse(Status::new(RESOURCE_EXHAUSTED, "too many open calls", None)));
     };
-    Ok(Admitted {
-        ticket,
+    Ok(Box::new(Admitted {
         kind,
-        gzip,
         origin: Origin {
             peer: Arc::clone(&shared.peer),
             metadata: head.metadata,
         },
-        body,
-    })
+        reader: Reader::new(shared, ticket, gzip, body),
+    }))
 }
 
 fn accept_encoding(head: &Head, accept_gzip: bool) -> Option<bool> {
@@ -181,31 +177,26 @@ fn metadata_status(fault: headers::Fault) -> Status {
     }
 }
 
-async fn run(shared: &Rc<Shared>, admitted: Admitted) -> Response<Reply> {
-    let Admitted {
-        ticket,
-        kind,
-        gzip,
-        origin,
-        body,
-    } = admitted;
-    let calls = &shared.calls;
-    let mut reader = Reader::new(shared, ticket, gzip, body);
-    if kind == Kind::BidiStream {
+async fn run(calls: Rc<Calls>, mut admitted: Box<Admitted>) -> Response<Reply> {
+    let ticket = admitted.reader.ticket;
+    if admitted.kind == Kind::BidiStream {
+        let Admitted { origin, reader, .. } = *admitted;
         calls.deliver(ticket, kind::OPEN, None, origin);
-        tokio::task::spawn_local(async move { reader.read_stream().await });
+        tokio::task::spawn_local(reader.read_stream());
     } else {
-        match reader.read_only().await {
+        let read = admitted.reader.read_only().await;
+        let Admitted { origin, reader, .. } = *admitted;
+        // The answer may come long after: what the caller still sends is not read meanwhile.
+        drop(reader);
+        match read {
             Ok(payload) => calls.deliver(ticket, kind::CALL, Some(payload), origin),
             Err(Broken::Refused(status)) => calls.refuse(ticket, status),
             Err(Broken::Lost) => calls.abandon(ticket),
             Err(Broken::Over) => {}
         }
-        // The answer may come long after: what the caller still sends is not read meanwhile.
-        drop(reader);
     }
     match poll_fn(|_| calls.poll_start(ticket)).await {
-        Start::Body => status::response(Reply::Outbox(Rc::clone(calls), ticket)),
+        Start::Body => status::response(Reply::Outbox(calls, ticket)),
         Start::Only(status) => status.response(Reply::Empty),
     }
 }
@@ -363,7 +354,8 @@ impl Reader {
         if !compressed {
             return Ok(Some((message.payload, held)));
         }
-        let payload = self.inflate(message.payload).await?;
+        // Rare, and large: it would make every call's future larger.
+        let payload = Box::pin(self.inflate(message.payload)).await?;
         let more = payload.len().saturating_sub(held - framing::PREFIX);
         if !self.shared.calls.hold(self.ticket, more) {
             return Err(Broken::Refused(self.shared.settings.refusals.bytes_held.clone()));

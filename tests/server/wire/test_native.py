@@ -257,7 +257,7 @@ def test_unary_call(start, dial):
     kind, number, method, body, deadline, peer, metadata = take(wire)[0]
     assert (kind, method, body) == (CALL, 0, b"question")
     assert number > 0
-    assert before + 4.5 < deadline < time.monotonic() + 5
+    assert before + 4.5 < deadline < time.monotonic() + 5.1  # grpcio rounds up
     assert isinstance(peer, port.Peer)
     assert peer.exposure == 0
     assert peer.address.startswith("127.0.0.1:")
@@ -1054,7 +1054,7 @@ def refuses(address):
     host, _, number = address.rpartition(":")
     try:
         socket.create_connection((host, int(number)), timeout=1).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it was in the backlog as that closed
         return True
     return False
 

@@ -100,13 +100,22 @@ impl Calls {
         Some(Ticket { slot: slot as u32, id })
     }
 
-    /// Ends a call from this side of the port.
+    /// Ends a call from this side of the port. What is not sent yet is dropped.
     pub fn refuse(&self, ticket: Ticket, status: Status) {
+        self.with(ticket, |call| {
+            if call.state != State::Over {
+                call.outbox.clear();
+            }
+        });
+        self.fail(ticket, status);
+    }
+
+    /// Ends a call from this side of the port, behind what is to be sent.
+    fn fail(&self, ticket: Ticket, status: Status) {
         let was = self.with(ticket, |call| {
             let was = (call.state, call.method);
             if call.state != State::Over {
                 call.end(Ending::Fail(Box::new(status)));
-                call.outbox.clear();
             }
             was
         });
@@ -151,10 +160,10 @@ impl Calls {
         }
     }
 
-    /// Ends all that Python has not ended.
+    /// Ends all that Python has not ended, behind what it has sent.
     pub fn refuse_all(&self, status: &Status) {
         for ticket in self.tickets() {
-            self.refuse(ticket, status.clone());
+            self.fail(ticket, status.clone());
         }
     }
 
