@@ -28,6 +28,9 @@ endif
 .PHONY: test-long
 test-long: env ## Soak, faults and fuzzing (an hour or so)
 	$(BIN)/python -m pytest -m long --timeout 3600 $(PYTEST)
+ifneq ($(CARGO),)
+	PROPTEST_CASES=100000 $(CARGO) test --quiet --release --locked --manifest-path $(NATIVE) --test framing --test headers
+endif
 
 ##@ Environment
 
@@ -70,6 +73,10 @@ build/googleapis: build/gen-venv
 	cp build/gen-venv/lib/python3*/site-packages/google/rpc/status.proto $@/google/rpc/
 	touch $@
 
+.PHONY: baseline
+baseline: build/googleapis ## Take the contract as it is now for the one that later changes must not break; at a release
+	$(GEN)/buf build protos --output protos/baseline.binpb
+
 .PHONY: gen-check
 gen-check: gen ## Fail if gen/ is not what protos/ says
 	test -z "$$(git status --porcelain gen)" || { git status --short gen; git diff --stat gen; echo "gen/ differs: run make gen and commit"; exit 1; }
@@ -82,6 +89,7 @@ lint: env build/googleapis ## ruff, buf, rustfmt, clippy
 	$(BIN)/ruff format --check
 	$(GEN)/buf lint
 	$(GEN)/buf format --diff --exit-code
+	$(GEN)/buf breaking protos --against protos/baseline.binpb
 ifneq ($(CARGO),)
 	$(CARGO) fmt --check --manifest-path bench/loadgen/Cargo.toml
 	$(CARGO) clippy --quiet --locked --all-targets --manifest-path bench/loadgen/Cargo.toml -- --deny warnings

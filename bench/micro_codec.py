@@ -76,7 +76,8 @@ def house() -> tuple[InferenceService, Scheduler, list[Any]]:
     served = SimpleNamespace(
         name="digits", version=1, key=("digits", 1), spec=SPEC, config=SimpleNamespace(nan="allow"), bucket_of=tuple
     )
-    scheduler, outbox = Scheduler(), []
+    scheduler = Scheduler()
+    outbox: list[Any] = []
     catalogue = SimpleNamespace(resolve={("digits", ""): served}.__getitem__)
     catalogue.resolve = lambda name, version, routes={("digits", ""): served}: routes[name, version]
     intake = Intake(catalogue, scheduler, clock=time.monotonic)

@@ -86,7 +86,7 @@ class DeadlineUnreachable(DeadlineError):
 
 
 class DeadlineExpired(DeadlineError):
-    """The deadline passed while the request waited. It was not run."""
+    """The deadline passed before the result was there; mostly while the request waited."""
 
     reason = "DEADLINE_EXPIRED"
 
@@ -108,7 +108,7 @@ class EngineUnavailable(Unavailable):
 
 
 class EngineRestarted(Unavailable):
-    """The engine was restarted while it ran the request."""
+    """The engine went away while it ran the request."""
 
     reason = "ENGINE_RESTARTED"
 

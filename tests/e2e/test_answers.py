@@ -93,9 +93,7 @@ def test_a_stream_in_order_gives_results_in_the_order_of_its_items(serve, call):
             yield inference_pb2.StreamPredictRequest(items=[item])
 
     results = [
-        result
-        for message in call(server).inference.StreamPredict(messages(), timeout=30)
-        for result in message.results
+        result for message in call(server).inference.StreamPredict(messages(), timeout=30) for result in message.results
     ]
     assert [result.id for result in results] == idents
     assert all(np.array_equal(array_of(r.response.outputs[0]), row(r.id % 9999)) for r in results)

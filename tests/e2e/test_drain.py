@@ -174,7 +174,10 @@ def serial(address, authority):
     host, _, port = address.rpartition(":")
     context = ssl.create_default_context(cafile=authority.ca_path)
     context.set_alpn_protocols(["h2"])
-    with socket.create_connection((host, int(port)), 5) as sock, context.wrap_socket(sock, server_hostname="localhost") as tls:
+    with (
+        socket.create_connection((host, int(port)), 5) as sock,
+        context.wrap_socket(sock, server_hostname="localhost") as tls,
+    ):
         return tls.getpeercert()["serialNumber"]
 
 

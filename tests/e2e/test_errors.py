@@ -137,7 +137,10 @@ def test_bytes_limit_of_a_response(serve, call):
     large = request_of("model", np.zeros((70_000, 4), np.float32))
     error = caller.fails(large)
     assert error_details_pb2.RetryInfo not in check(error, Code.RESOURCE_EXHAUSTED, "BYTES_LIMIT")
-    items = [inference_pb2.StreamItem(id=1, request=large), inference_pb2.StreamItem(id=2, request=request_of("model", row(2)))]
+    items = [
+        inference_pb2.StreamItem(id=1, request=large),
+        inference_pb2.StreamItem(id=2, request=request_of("model", row(2))),
+    ]
     messages = (inference_pb2.StreamPredictRequest(items=[item]) for item in items)
     results = {
         result.id: result
@@ -423,11 +426,7 @@ def test_input_rejected(serve, call, tmp_path):
 @pytest.mark.parametrize("run", ["inline", "worker"])
 def test_internal(serve, call, tmp_path, run, capfd):
     """An exception of the model is INTERNAL with an id and a fixed text; its own text is in the log only."""
-    body = (
-        "    def infer(self, x):\n"
-        f"        if (x[:, 0] == 7).any(): raise ValueError({SECRET!r})\n"
-        "        return x\n"
-    )
+    body = f"    def infer(self, x):\n        if (x[:, 0] == 7).any(): raise ValueError({SECRET!r})\n        return x\n"
     model = python_model(tmp_path, f"e2e_internal_{run}", body)
     caller = call(
         serve(ModelConfig(name="model", path=model.path, batching=model.batching, engine=EngineConfig(run=run)))
@@ -481,7 +480,9 @@ def test_engine_unavailable_when_dead(serve, call):
 
 def test_engine_unavailable_when_stuck(serve, call):
     """Callers of a batch that hangs, and those that wait behind it, get ENGINE_UNAVAILABLE."""
-    caller = call(serve(synthetic(hang=7.0, engine={"max_execution_s": 0.2}, batching=BatchingConfig(max_batch_size=1))))
+    caller = call(
+        serve(synthetic(hang=7.0, engine={"max_execution_s": 0.2}, batching=BatchingConfig(max_batch_size=1)))
+    )
     calls = [caller.later("model", row(7))]
     time.sleep(0.02)
     calls += [caller.later("model", row(1)) for _ in range(3)]

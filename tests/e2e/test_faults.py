@@ -130,7 +130,9 @@ def test_two_versions_have_one_health(serve, call):
     assert not caller.serving("model/model")
     first, second = server._hosting._loaded
     first.engine.release()
-    eventually(lambda: caller.predict("model", row(1), version="1").outputs if _serves(caller, "1") else False, "v1 is back")
+    eventually(
+        lambda: caller.predict("model", row(1), version="1").outputs if _serves(caller, "1") else False, "v1 is back"
+    )
     assert not caller.serving("model/model")
     second.engine.release()
     eventually(lambda: caller.serving("model/model"), "both are back")

@@ -100,9 +100,7 @@ def test_a_certificate_names_the_tenant(serve, call, tmp_path):
 def test_priorities(serve, call):
     """A later request of high priority overtakes most of those of low priority, and these are served all the same."""
     low, high = inference_pb2.PRIORITY_LOW, inference_pb2.PRIORITY_HIGH
-    done = order_of(
-        call(serve(slow())), [("low", None, {"priority": low}, 30), ("high", None, {"priority": high}, 8)]
-    )
+    done = order_of(call(serve(slow())), [("low", None, {"priority": low}, 30), ("high", None, {"priority": high}, 8)])
     assert max(index for index, name in enumerate(done) if name == "high") < 25, done
     assert done.count("low") == 30
 

@@ -94,7 +94,7 @@ class AsyncClient:
             deadline: Seconds within which the answer must be here. The server schedules by it.
             priority: The weight among requests of the same tenant.
             parameters: Values for engines that take them.
-            request_id: An id that appears in the server's logs and traces.
+            request_id: An id of the caller's own, which the prediction has again.
             timings: Whether the prediction is to tell where the time went.
 
         Raises:

@@ -96,6 +96,9 @@ class Target:
             options["grpc.default_authority"] = "localhost"
         if self.tls is not None and self.tls.server_name:
             options["grpc.ssl_target_name_override"] = self.tls.server_name
+        if self.address.startswith("unix:"):
+            # grpcio would name the socket by its escaped path, which strict servers refuse as no name of a host.
+            options["grpc.default_authority"] = "localhost"
         options.update(self.options)
         return list(options.items())
 

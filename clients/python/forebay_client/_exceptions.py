@@ -177,7 +177,7 @@ class DeadlineUnreachable(DeadlineExceeded):
 
 
 class DeadlineExpired(DeadlineExceeded):
-    """The deadline passed while the request waited. It was not run."""
+    """The deadline passed before the result was there; mostly while the request waited."""
 
 
 class Unavailable(ForebayError):
@@ -195,7 +195,7 @@ class EngineUnavailable(Unavailable):
 
 
 class EngineRestarted(Unavailable):
-    """The engine was restarted while it ran the request. Retry."""
+    """The engine went away while it ran the request. Retry."""
 
 
 class ModelLoading(Unavailable):

@@ -79,6 +79,7 @@ class Dispatcher:
         self._flushes = tuple(flushes)
         self._watchdog = watchdog
         self._resting = False
+        self._budget: float | None = None
         self._held_bytes = held_bytes
         self._clock = clock
         self._posted: deque[Callable[[], None]] = deque()
@@ -132,10 +133,12 @@ class Dispatcher:
         self.post(self._set_watchdog)
 
     def _set_watchdog(self) -> None:
-        if self._watchdog is None or self._resting:
-            self._wire.watch(None)
-        else:
-            self._wire.watch(self._watchdog + self._runner.longest_batch())
+        budget = None
+        if self._watchdog is not None and not self._resting:
+            budget = self._watchdog + self._runner.longest_batch()
+        if budget != self._budget:
+            self._budget = budget
+            self._wire.watch(budget)
 
     def stop(self, timeout: float = 30.0) -> None:
         """Ends the loop after what is posted has run, and waits for the thread."""

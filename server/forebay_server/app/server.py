@@ -86,7 +86,7 @@ class Server:
         rooms = [config.server.public, config.server.operator, config.server.probe]
         intake = Intake(
             catalogue,
-            _Scheduler(core, self._runner),
+            core,
             clock=clock,
             default_deadline=config.server.default_deadline_s,
             max_deadline=config.server.max_deadline_s,
@@ -155,6 +155,8 @@ class Server:
         self._dispatcher.start()
         self._hosting.start()
         _log.info("listening", wire=self.wire_name, **self.addresses)
+        if config.server.wire == "auto" and self.wire_name != "native":
+            _log.warning("slow_front_end", because="forebay-native is not installed, so gRPC is served by grpc.aio")
 
     @property
     def start_failure(self) -> str:
@@ -237,12 +239,3 @@ class Server:
             _log.error("not_closed", error=str(fault))
         self._wire.close(CLOSE_GRACE)
         self._hosting.close()
-
-
-class _Scheduler:
-    """What the services see of scheduling: queues from the core, requests through the runner."""
-
-    def __init__(self, core: Core, runner: Runner) -> None:
-        self.lane = core.lane
-        self.admit = runner.admit
-        self.cancel = runner.cancel

@@ -87,10 +87,11 @@ def _show(console: "Console", model: "Model", version: "ModelVersion", figures: 
                 )
         facts["batch sizes"] = ", ".join(f"{rows}: {count}" for rows, count in sorted(figures.batch_sizes.items()))
         facts["started by"] = ", ".join(f"{reason}: {count}" for reason, count in figures.dispatches.items())
-        facts["predicted"] = ", ".join(
-            f"{cost.bucket + ' ' if cost.bucket else ''}{cost.rows} rows: {cost.predicted * 1e3:.3g} ms"
-            for cost in figures.costs
-        )
+        buckets: dict[str, list[str]] = {}
+        for cost in figures.costs:
+            buckets.setdefault(cost.bucket, []).append(f"{cost.rows}: {cost.predicted * 1e3:.3g} ms")
+        for bucket, costs in buckets.items():
+            facts["predicted" if len(buckets) == 1 else f"predicted [{bucket}]"] = ", ".join(costs)
     for what, text in facts.items():
         if text:
-            console.print(f"  {what:<13}{text}", highlight=False, markup=False)
+            console.print(f"  {what:<12} {text}", highlight=False, markup=False)

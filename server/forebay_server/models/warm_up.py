@@ -23,6 +23,7 @@ SLOW: Final = 2.0  # seconds; a batch that takes longer ends its ladder
 RUNG_TIME: Final = 0.02  # seconds; after this no more timings of one size ...
 TIMINGS: Final = 7  # ... or after so many
 LEAST_TIMINGS: Final = 3
+ENOUGH: Final = 0.1  # seconds; of what takes longer each time, two timings say enough
 TOTAL_TIME: Final = 20.0  # seconds; after this only the smallest size of the buckets that are left
 MAX_BYTES: Final = 256 << 20  # of one batch's inputs
 FALLING: Final = 0.8  # a rung with less than this part of the best throughput ends the ladder
@@ -144,11 +145,13 @@ def median_time(
         return clock() - begin
     times: list[float] = []
     spent = 0.0
-    while len(times) < timings and (len(times) < LEAST_TIMINGS or spent < RUNG_TIME) and spent < SLOW:
+    while len(times) < timings and (len(times) < LEAST_TIMINGS or spent < RUNG_TIME):
         begin = clock()
         run(instance, inputs, rows)
         times.append(clock() - begin)
         spent += times[-1]
+        if spent > SLOW or (len(times) > 1 and min(times) > ENOUGH):
+            break
     return max(statistics.median(times), 1e-9)
 
 

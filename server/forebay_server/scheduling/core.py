@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from forebay_server.errors import DeadlineExpired, EngineUnavailable, ForebayError, ModelNotFound, VersionNotFound
 from forebay_server.scheduling import admission, bisection, forming
 from forebay_server.scheduling.bisection import Outcome, Succeeded
-from forebay_server.scheduling.events import BATCH, DONE, MOST, OK, Event
+from forebay_server.scheduling.events import BATCH, DONE, MOST, OK, SERVED, Event
 from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import Bucket, ModelKey, ModelPolicy, ServerPolicy
 from forebay_server.scheduling.queue import Lane, Split
@@ -233,9 +233,7 @@ class Core:
     def _completions(self, batch: Batch, outputs: Any, now: float) -> list[Completion]:
         """Ends the requests of a batch that went well."""
         books = self._books
-        events = books.events
-        key = batch.lane.key
-        began = batch.dispatched
+        arrivals: list[float] = []
         done: list[Completion] = []
         nbytes = 0
         row = 0
@@ -253,9 +251,10 @@ class Core:
                     else:
                         request.state = SUCCEEDED
                         done.append((request, row, None))
-                        arrival = request.arrival
-                        events.append((DONE, key, OK, began - arrival, now - arrival))
+                        arrivals.append(request.arrival)
             row += part.rows
+        if arrivals:
+            books.events.append((SERVED, batch.lane.key, batch.dispatched, now, arrivals))
         books.held_bytes -= nbytes
         batch.lane.model.held_bytes -= nbytes
         return done

@@ -12,9 +12,13 @@ BATCH: Final = "batch"
 """`(BATCH, key, rows, requests, padded_rows, reason, predicted, seconds)`: a batch has run, well or not. `reason` is a
 `Reason`, `predicted` may be None, `seconds` is the time in the engine."""
 
+SERVED: Final = "served"
+"""`(SERVED, key, began, ended, arrivals)`: requests of one batch have ended well. All are instants on the monotonic
+clock; `arrivals` is a list with one for each request. One event for a batch: one for each request would be felt."""
+
 DONE: Final = "done"
-"""`(DONE, key, outcome, queue_seconds, total_seconds)`: a request that was accepted has ended. `outcome` is `OK`,
-`CANCELLED`, or the reason of its error."""
+"""`(DONE, key, outcome, queue_seconds, total_seconds)`: a request that was accepted has ended, and no SERVED told it.
+`outcome` is `OK`, `CANCELLED`, or the reason of its error."""
 
 REFUSED: Final = "refused"
 """`(REFUSED, key, reason)`: a request was not accepted."""

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 import numpy as np
-from google.protobuf.message import Message
+from google.protobuf import duration_pb2
+from google.protobuf.message import DecodeError, Message
 
 from forebay.v1 import inference_pb2, tensor_pb2
 from forebay_server.engines.base import ParameterValue
@@ -235,6 +236,11 @@ _FRAMES: dict[int, tuple[bytes, bytes]] = {}
 (_ITEMS,) = _tag(inference_pb2.StreamPredictRequest, "items")
 (_ITEM_ID,) = _tag(inference_pb2.StreamItem, "id")
 (_ITEM_REQUEST,) = _tag(inference_pb2.StreamItem, "request")
+(_ITEM_TIMEOUT,) = _tag(inference_pb2.StreamItem, "timeout")
+
+MAX_TIMEOUTS: Final = 4096
+"""Distinct timeouts of items that are remembered."""
+_TIMEOUTS: dict[bytes, float] = {}
 
 
 def result_part(item: int, response: bytes) -> bytes:
@@ -269,15 +275,15 @@ def error_part(item: int, status: bytes) -> bytes:
     return _RESULTS + varint(len(inner) + len(status)) + inner + status
 
 
-def split_items(  # noqa: C901, PLR0911 - short integers are read without a call
+def split_items(  # noqa: C901, PLR0911, PLR0912 - short integers are read without a call
     body: bytes, most: int
-) -> list[tuple[int, bytes]] | None:
-    """The ids and serialized requests of a `StreamPredictRequest` that holds only items with an id and a request.
+) -> list[tuple[int, bytes, float | None]] | None:
+    """The ids, serialized requests and timeouts in seconds of a `StreamPredictRequest` that holds only such items.
 
     None if it holds anything else or more than so many; then it has to be parsed. The requests are not looked at: they
     may be anything.
     """
-    items: list[tuple[int, bytes]] = []
+    items: list[tuple[int, bytes, float | None]] = []
     position, end = 0, len(body)
     try:
         while position < end:
@@ -304,15 +310,35 @@ def split_items(  # noqa: C901, PLR0911 - short integers are read without a call
             position += 2
             if length > 0x7F:
                 length, position = _read_varint(body, position - 1)
-            if position + length != stop:
-                return None
+            request_end = position + length
+            timeout = None
+            if request_end != stop:
+                # A timeout is a message of at most 17 bytes, and the last of the item.
+                if body[request_end] != _ITEM_TIMEOUT or request_end + 2 + body[request_end + 1] != stop:
+                    return None
+                timeout = _timeout(body[request_end + 2 : stop])
             if len(items) == most:
                 return None
-            items.append((ident, body[position:stop]))
+            items.append((ident, body[position:request_end], timeout))
             position = stop
-    except IndexError:
+    except (IndexError, DecodeError):
         return None
     return items
+
+
+def _timeout(serialized: bytes) -> float:
+    """The seconds of a serialized `Duration`; most items of all callers have one of a few."""
+    seconds = _TIMEOUTS.get(serialized)
+    if seconds is None:
+        if len(_TIMEOUTS) >= MAX_TIMEOUTS:
+            _TIMEOUTS.clear()
+        seconds = _TIMEOUTS[serialized] = seconds_of(duration_pb2.Duration.FromString(serialized))
+    return seconds
+
+
+def seconds_of(duration: duration_pb2.Duration) -> float:
+    """A duration as seconds."""
+    return duration.seconds + duration.nanos * 1e-9
 
 
 def _read_varint(body: bytes, position: int) -> tuple[int, int]:

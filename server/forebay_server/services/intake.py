@@ -157,13 +157,14 @@ class Intake:
         """The deadline that counts, for one that a caller gave (`math.inf`: none)."""
         if deadline == math.inf:
             return now + self._default_deadline
-        return min(deadline, now + self._max_deadline)
+        most = now + self._max_deadline
+        return deadline if deadline < most else most  # noqa: FURB136 - `min` would be felt
 
     def tenant(self, peer: Peer | None, metadata: Metadata | None) -> str:
         """Who is calling: by metadata on a trusted exposure, else by certificate, else nobody in particular."""
-        if peer is None:
-            return ""
-        if metadata is not None and peer.exposure < len(self._trusted) and self._trusted[peer.exposure]:
+        if metadata is None or peer is None:
+            return "" if peer is None else peer.identity or ""
+        if peer.exposure < len(self._trusted) and self._trusted[peer.exposure]:
             # A proxy that adds its own header after a forged one is believed: the last counts.
             for key, value in reversed(metadata):
                 if key == self._tenant_key and isinstance(value, str):

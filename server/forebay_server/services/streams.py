@@ -14,7 +14,6 @@ it is overshot by the items of one message at most. A stream whose results are n
 Everything runs in the dispatcher thread.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -25,7 +24,7 @@ from google.protobuf.message import DecodeError
 from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
-from forebay_server.services.codec import error_part, result_part, split_items
+from forebay_server.services.codec import error_part, result_part, seconds_of, split_items
 from forebay_server.services.intake import Intake
 from forebay_server.services.service import Outbox
 from forebay_server.services.status import failure, internal, status_bytes
@@ -50,8 +49,8 @@ DRAINING_STATUS = status_bytes(DRAINING)
 DRAINING_FAILURE = failure(DRAINING)
 
 
-_Item = tuple[int, Any, Template | None]
-"""The id of an item, and its request's bytes with the template that they follow, or the parsed item and None."""
+_Item = tuple[int, Any, float | None, Template | None]
+"""The id of an item; its request, as bytes with the template that they follow, or parsed, with its timeout between."""
 
 
 class Streams:
@@ -165,7 +164,10 @@ class Streams:
                     return
                 self._configure(stream, message.options)
             if len(message.items) <= MAX_ITEMS:
-                items = [(item.id, item, None) for item in message.items]
+                items = [
+                    (item.id, item.request, seconds_of(item.timeout) if item.HasField("timeout") else None, None)
+                    for item in message.items
+                ]
         if items is None or len(items) > MAX_ITEMS:
             self._fail_invalid(stream, "items", f"more than {MAX_ITEMS}")
             return
@@ -183,7 +185,7 @@ class Streams:
         items: list[_Item] = []
         template: Template | None = None
         length = 0
-        for ident, part in parts:
+        for ident, part, timeout in parts:
             # Mostly all items follow the template of the first.
             if template is None or len(part) != length or template.id_length or not part.startswith(template.prefix):
                 template = match(part)
@@ -192,16 +194,16 @@ class Streams:
                 # One of them is enough to learn from: a stream's items are mostly of one kind.
                 self._lesson = part
                 return None
-            items.append((ident, part, template))
+            items.append((ident, part, timeout, template))
         return items
 
     def _items(self, stream: Stream, items: list[_Item]) -> None:
         """Admits items, up to the first that fails the whole stream."""
         now = self.clock()
-        deadline = self._intake.deadline(stream.deadline, now)
+        stream_deadline = self._intake.deadline(stream.deadline, now)
         draining = self._intake.draining
         flights = stream.flights
-        for position, (ident, item, template) in enumerate(items):
+        for position, (ident, item, timeout, template) in enumerate(items):
             if ident in flights:
                 self._fail_invalid(stream, f"items[{position}].id", f"{ident} is in flight already")
                 return
@@ -209,6 +211,7 @@ class Streams:
                 stream.settle_at_once(ident, error_part(ident, DRAINING_STATUS))
                 continue
             try:
+                deadline = stream_deadline if timeout is None else self._deadline(stream, timeout, now)
                 self._admit(stream, ident, item, template, deadline, now)
             except ForebayError as error:
                 stream.settle_at_once(ident, error_part(ident, status_bytes(error)))
@@ -228,17 +231,12 @@ class Streams:
         if template is not None:
             request = intake.follow(template, ItemInference, stream, ident, item, deadline, stream.tenant, now)
         else:
-            if item.HasField("timeout"):
-                timeout = item.timeout.seconds + item.timeout.nanos * 1e-9
-                if timeout <= 0:
-                    raise InvalidRequest([("timeout", "must be positive")])
-                deadline = min(deadline, now + timeout) if stream.deadline != math.inf else self._capped(now, timeout)
-            request = intake.build(ItemInference, stream, ident, item.request, deadline, stream.tenant, now)
+            request = intake.build(ItemInference, stream, ident, item, deadline, stream.tenant, now)
             if not request.rows:
                 stream.settle_at_once(ident, result_part(ident, request.encoder.empty(request.tail)))
                 return
             if self._lesson is not None:
-                self._learn(item.request, request)
+                self._learn(item, request)
         refusal = intake.admit(request, now)
         if refusal is not None:
             raise refusal
@@ -254,9 +252,16 @@ class Streams:
             self._lesson = None
             self._intake.learn(lesson, message, request)
 
-    def _capped(self, now: float, timeout: float) -> float:
-        """The deadline of an item with a timeout, on a stream without a deadline."""
-        return self._intake.deadline(now + timeout, now)
+    def _deadline(self, stream: Stream, timeout: float, now: float) -> float:
+        """The deadline of an item with a timeout.
+
+        Raises:
+            InvalidRequest: The timeout is not positive.
+        """
+        if timeout <= 0:
+            raise InvalidRequest([("timeout", "must be positive")])
+        deadline = now + timeout
+        return self._intake.deadline(deadline if deadline < stream.deadline else stream.deadline, now)  # noqa: FURB136 - `min` would be felt
 
     def _configure(self, stream: Stream, options: inference_pb2.StreamOptions) -> None:
         if options.order == inference_pb2.RESULT_ORDER_AS_SENT:

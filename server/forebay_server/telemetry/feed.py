@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from forebay_server.telemetry.statistics import Statistics
 
-ABSORB_AT = 4096
+ABSORB_AT = 512
 """Events that may wait to be added up."""
 
 

@@ -2,17 +2,9 @@
 
 from typing import Final
 
-# Kinds of events, the first item of the tuples that the core and the services leave.
-BATCH: Final = "batch"
-"""`(BATCH, key, rows, requests, padded_rows, reason, predicted, seconds)`; `padded_rows` were given to the engine."""
-DONE: Final = "done"
-"""`(DONE, key, outcome, queue_seconds, total_seconds)`."""
-REFUSED: Final = "refused"
-"""`(REFUSED, key, reason)`."""
+from forebay_server.scheduling.events import BATCH, CANCELLED, DONE, OK, REFUSED, SERVED
 
-# Outcomes that are no reasons of errors.
-OK: Final = "OK"
-CANCELLED: Final = "CANCELLED"
+__all__ = ["BATCH", "CANCELLED", "DONE", "OK", "REFUSED", "SERVED", "UNKNOWN"]
 
 UNKNOWN: Final = "UNKNOWN"
 """The status code of a reason that nobody has named."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from forebay_server.telemetry.histogram import Histogram
-from forebay_server.telemetry.names import BATCH, CANCELLED, DONE, OK, REFUSED, UNKNOWN
+from forebay_server.telemetry.names import BATCH, CANCELLED, DONE, OK, REFUSED, SERVED, UNKNOWN
 
 MAX_BATCH_SIZES: Final = 1024
 """Distinct batch sizes that are counted one by one; others count as the next power of two."""
@@ -78,6 +78,7 @@ class Statistics:
         """Adds up events."""
         models = self._models
         codes = self._codes
+        durations: dict[ModelKey, tuple[list[float], list[float]]] = {}
         for event in events:
             kind = event[0]
             figures = models.get(event[1])
@@ -85,19 +86,29 @@ class Statistics:
                 if len(models) >= MAX_MODELS:
                     continue
                 figures = models[event[1]] = ModelFigures()
-            if kind == DONE:
-                _, _, outcome, queued, total = event
+            if kind == SERVED:
+                _, key, began, ended, arrivals = event
+                waited, took = durations.setdefault(key, ([], []))
+                waited.extend([began - arrival for arrival in arrivals])
+                took.extend([ended - arrival for arrival in arrivals])
+                figures.outcomes[OK] = figures.outcomes.get(OK, 0) + len(arrivals)
+            elif kind == DONE:
+                _, key, outcome, queued, total = event
                 if outcome not in codes:
                     outcome = UNKNOWN
                 figures.outcomes[outcome] = figures.outcomes.get(outcome, 0) + 1
-                figures.queue_time.record(queued)
-                figures.request_time.record(total)
+                waited, took = durations.setdefault(key, ([], []))
+                waited.append(queued)
+                took.append(total)
             elif kind == BATCH:
                 _, _, rows, _, padded_rows, reason, _, seconds = event
                 figures.batch(rows, padded_rows - rows, int(reason), seconds)
             elif kind == REFUSED:
                 reason = event[2] if event[2] in codes else UNKNOWN
                 figures.outcomes[reason] = figures.outcomes.get(reason, 0) + 1
+        for key, (waited, took) in durations.items():
+            models[key].queue_time.record_all(waited)
+            models[key].request_time.record_all(took)
 
     def of(self, key: ModelKey) -> ModelFigures:
         """The figures of a version; all zero if it has done nothing."""

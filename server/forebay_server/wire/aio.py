@@ -48,7 +48,7 @@ class AioWire:
     * `write_stall` is the time for a whole message, not for any progress of it. The status of a stream that is cut off
       as a slow reader waits, with its last message, until the caller reads on or its connection ends.
     * The watchdog ends the process with code 1, between one budget and one and a quarter after the last `take`.
-    * `Figures` knows nothing of connections.
+    * `Figures` knows nothing of connections, nor of the bytes of messages in parts.
     """
 
     name = "grpc.aio"
@@ -120,7 +120,7 @@ class AioWire:
             connections_total=-1,
             calls=len(exchange.tasks),
             calls_total=exchange.calls_total,
-            held_bytes=exchange.held_bytes + self._inbox.message_bytes,
+            held_bytes=self._inbox.message_bytes,
             received_bytes_total=exchange.received_bytes,
             sent_bytes_total=exchange.sent_bytes,
             refused_total=exchange.refused,

@@ -65,7 +65,6 @@ class Call:
         "credit",
         "credited",
         "full",
-        "held",
         "kind",
         "method",
         "number",
@@ -84,7 +83,6 @@ class Call:
         self.outbox_bytes = 0
         self.full = False
         self.credit = 0
-        self.held = 0
         self.work = asyncio.Event()
         self.credited = asyncio.Event()
         self.reader: asyncio.Task[None] | None = None
@@ -105,7 +103,6 @@ class Exchange:
         self.tasks: dict[asyncio.Task[None], Call] = {}
         """By grpcio's task: the calls whose status is not sent yet. Loop's thread only."""
         self.calls_total = 0
-        self.held_bytes = 0
         self.received_bytes = 0
         self.sent_bytes = 0
         self.refused = 0
@@ -156,8 +153,6 @@ class Exchange:
 
     def _settle(self, call: Call) -> bool:
         """Takes a call out of `live`; says whether it was there. Under the lock."""
-        self.held_bytes -= call.held
-        call.held = 0
         return self.live.pop(call.number, None) is not None
 
     def _cancel(self, call: Call) -> None:
@@ -229,9 +224,6 @@ class Exchange:
             self.calls_total += 1
             call.number = self.calls_total
             self.live[call.number] = call
-            if body is not None:
-                call.held = len(body)
-                self.held_bytes += call.held
             self._inbox.put((OPEN if body is None else CALL, call.number, call.method, body, deadline, peer, metadata))
 
     async def _read(self, call: Call) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 
-from forebay_server.wire.port import MESSAGE, Event
+from forebay_server.wire.port import Event
 
 
 class Inbox:
@@ -21,14 +21,14 @@ class Inbox:
 
     @property
     def message_bytes(self) -> int:
-        """Bytes of the stream messages that wait here."""
+        """Bytes of the messages that wait here."""
         return self._message_bytes
 
     def put(self, event: Event) -> None:
         """Adds an event."""
         with self._changed:
             self._events.append(event)
-            if event[0] == MESSAGE and event[3] is not None:
+            if event[3] is not None:
                 self._message_bytes += len(event[3])
             self._changed.notify()
 
@@ -58,6 +58,6 @@ class Inbox:
             self._woken = False
             events = [self._events.popleft() for _ in range(min(most, len(self._events)))]
             for event in events:
-                if event[0] == MESSAGE and event[3] is not None:
+                if event[3] is not None:
                     self._message_bytes -= len(event[3])
         return events, timed_out

@@ -158,12 +158,13 @@ class Refusals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What an adapter keeps by itself. Times are seconds, sizes bytes. (n): kept by the native adapter only."""
+    """What an adapter keeps by itself. Times are seconds, sizes bytes. (n): kept in full by the native adapter only."""
 
     max_receive_bytes: int = 16 << 20
     max_send_bytes: int = 16 << 20
     max_held_bytes: int = 1 << 30
-    """(n) Bytes of messages in parts, undelivered, or delivered and unanswered (unary), all connections together."""
+    """(n) Bytes of messages in parts, or whole and not yet given out by `take`, all connections together. What was
+    given out is the taker's to count."""
     max_streams: int = 1024
     """Concurrent calls on a connection."""
     max_connections: int = 10_000
@@ -214,7 +215,7 @@ class Figures:
     """Open now."""
     calls_total: int
     held_bytes: int
-    """See `Limits.max_held_bytes`."""
+    """Bytes of messages that `take` has not given out, see `Limits.max_held_bytes`."""
     received_bytes_total: int
     sent_bytes_total: int
     refused_total: int

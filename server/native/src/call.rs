@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 
 use crate::calls::{Calls, Permit, Piece, Start, Ticket};
 use crate::config::{Kind, Settings};
-use crate::figures::{Figures, add};
+use crate::figures::{Figures, count};
 use crate::framing::{self, Assembler, InflateFault, Payload};
 use crate::headers::{self, Encoding, Head};
 use crate::peer::Peer;
@@ -83,14 +83,11 @@ enum Broken {
     Lost,
 }
 
-/// A call that passed its headers.
+/// A call that passed its headers. In a box, since futures that hold it are moved some times before they run.
 struct Admitted {
-    ticket: Ticket,
-    method: u16,
     kind: Kind,
-    gzip: bool,
     origin: Origin,
-    body: Incoming,
+    reader: Reader,
 }
 
 /// Begins a call. Returns its ticket, if it needs one, and what runs it.
@@ -104,16 +101,16 @@ pub fn serve(
     Option<Ticket>,
     impl Future<Output = Result<Response<Reply>, Infallible>> + use<>,
 ) {
-    add(&shared.figures.calls_total, 1);
+    count(&shared.figures.calls_total, 1);
     let admitted = admit(shared, exposure, request);
-    let ticket = admitted.as_ref().ok().map(|admitted| admitted.ticket);
+    let ticket = admitted.as_ref().ok().map(|admitted| admitted.reader.ticket);
     if ticket.is_none() {
-        add(&shared.figures.refused_total, 1);
+        count(&shared.figures.refused_total, 1);
     }
-    let shared = Rc::clone(shared);
+    let calls = Rc::clone(&shared.calls);
     let run = async move {
         Ok(match admitted {
-            Ok(admitted) => run(&shared, admitted).await,
+            Ok(admitted) => run(calls, admitted).await,
             Err(response) => *response,
         })
     };
@@ -124,7 +121,7 @@ fn admit(
     shared: &Rc<Shared>,
     exposure: &crate::config::Exposure,
     request: Request<Incoming>,
-) -> Result<Admitted, Box<Response<Reply>>> {
+) -> Result<Box<Admitted>, Box<Response<Reply>>> {
     let (parts, body) = request.into_parts();
     let refuse = |status: Status| Box::new(status.response(Reply::Empty));
     let refusals = &shared.settings.refusals;
@@ -150,20 +147,17 @@ fn admit(
         None => f64::INFINITY,
     };
     let streams = kind != Kind::Unary;
-    let Some(ticket) = shared.calls.open(streams, deadline) else {
+    let Some(ticket) = shared.calls.open(method, streams, deadline) else {
         return Err(refuse(Status::new(RESOURCE_EXHAUSTED, "too many open calls", None)));
     };
-    Ok(Admitted {
-        ticket,
-        method,
+    Ok(Box::new(Admitted {
         kind,
-        gzip,
         origin: Origin {
             peer: Arc::clone(&shared.peer),
             metadata: head.metadata,
         },
-        body,
-    })
+        reader: Reader::new(shared, ticket, gzip, body),
+    }))
 }
 
 fn accept_encoding(head: &Head, accept_gzip: bool) -> Option<bool> {
@@ -183,32 +177,26 @@ fn metadata_status(fault: headers::Fault) -> Status {
     }
 }
 
-async fn run(shared: &Rc<Shared>, admitted: Admitted) -> Response<Reply> {
-    let Admitted {
-        ticket,
-        method,
-        kind,
-        gzip,
-        origin,
-        body,
-    } = admitted;
-    let calls = &shared.calls;
-    let mut reader = Reader::new(shared, ticket, method, gzip, body);
-    if kind == Kind::BidiStream {
-        calls.deliver(ticket, kind::OPEN, method, None, origin);
-        tokio::task::spawn_local(async move { reader.read_stream().await });
+async fn run(calls: Rc<Calls>, mut admitted: Box<Admitted>) -> Response<Reply> {
+    let ticket = admitted.reader.ticket;
+    if admitted.kind == Kind::BidiStream {
+        let Admitted { origin, reader, .. } = *admitted;
+        calls.deliver(ticket, kind::OPEN, None, origin);
+        tokio::task::spawn_local(reader.read_stream());
     } else {
-        match reader.read_only().await {
-            Ok(payload) => calls.deliver(ticket, kind::CALL, method, Some(payload), origin),
+        let read = admitted.reader.read_only().await;
+        let Admitted { origin, reader, .. } = *admitted;
+        // The answer may come long after: what the caller still sends is not read meanwhile.
+        drop(reader);
+        match read {
+            Ok(payload) => calls.deliver(ticket, kind::CALL, Some(payload), origin),
             Err(Broken::Refused(status)) => calls.refuse(ticket, status),
             Err(Broken::Lost) => calls.abandon(ticket),
             Err(Broken::Over) => {}
         }
-        // The answer may come long after: what the caller still sends is not read meanwhile.
-        drop(reader);
     }
     match poll_fn(|_| calls.poll_start(ticket)).await {
-        Start::Body => status::response(Reply::Outbox(Rc::clone(calls), ticket)),
+        Start::Body => status::response(Reply::Outbox(calls, ticket)),
         Start::Only(status) => status.response(Reply::Empty),
     }
 }
@@ -217,18 +205,16 @@ async fn run(shared: &Rc<Shared>, admitted: Admitted) -> Response<Reply> {
 struct Reader {
     shared: Rc<Shared>,
     ticket: Ticket,
-    method: u16,
     gzip: bool,
     body: Incoming,
     assembler: Assembler,
 }
 
 impl Reader {
-    fn new(shared: &Rc<Shared>, ticket: Ticket, method: u16, gzip: bool, body: Incoming) -> Self {
+    fn new(shared: &Rc<Shared>, ticket: Ticket, gzip: bool, body: Incoming) -> Self {
         Self {
             shared: Rc::clone(shared),
             ticket,
-            method,
             gzip,
             body,
             assembler: Assembler::new(shared.settings.limits.max_receive_bytes),
@@ -242,7 +228,7 @@ impl Reader {
             let more = self.fill(false).await?;
             while let Some((payload, _)) = self.next().await? {
                 if message.replace(payload).is_some() {
-                    return Err(internal("more than one message in a unary request"));
+                    return Err(not_one("more than one message in a unary request"));
                 }
             }
             if !more {
@@ -256,7 +242,7 @@ impl Reader {
                 "the request ended within a message"
             }));
         }
-        message.ok_or_else(|| internal("a unary request without a message"))
+        message.ok_or_else(|| not_one("a unary request without a message"))
     }
 
     /// All messages of a stream, each as soon as there is credit for it.
@@ -264,7 +250,7 @@ impl Reader {
         let ended = self.deliver_stream().await;
         let (calls, ticket) = (&self.shared.calls, self.ticket);
         match ended {
-            Ok(()) => calls.deliver_half_close(ticket, self.method),
+            Ok(()) => calls.deliver_half_close(ticket),
             Err(Broken::Refused(status)) => calls.refuse(ticket, status),
             Err(Broken::Lost) => calls.abandon(ticket),
             Err(Broken::Over) => {}
@@ -282,7 +268,7 @@ impl Reader {
                     Permit::Deliver => {}
                 }
                 if let Some((payload, held)) = self.next().await? {
-                    calls.deliver_message(ticket, self.method, payload, held);
+                    calls.deliver_message(ticket, payload, held);
                     continue;
                 }
                 if !self.assembler.at_boundary() {
@@ -307,7 +293,7 @@ impl Reader {
                 return Err(Broken::Over);
             }
             match self.next().await? {
-                Some((payload, held)) => calls.deliver_message(self.ticket, self.method, payload, held),
+                Some((payload, held)) => calls.deliver_message(self.ticket, payload, held),
                 None => return Err(internal("the request ended within a message")),
             }
         }
@@ -332,7 +318,7 @@ impl Reader {
         match frame {
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
-                    if !calls.hold(ticket, data.len()) {
+                    if !calls.receive(ticket, data.len()) {
                         return Err(Broken::Refused(self.shared.settings.refusals.bytes_held.clone()));
                     }
                     self.assembler.push(data);
@@ -368,7 +354,8 @@ impl Reader {
         if !compressed {
             return Ok(Some((message.payload, held)));
         }
-        let payload = self.inflate(message.payload).await?;
+        // Rare, and large: it would make every call's future larger.
+        let payload = Box::pin(self.inflate(message.payload)).await?;
         let more = payload.len().saturating_sub(held - framing::PREFIX);
         if !self.shared.calls.hold(self.ticket, more) {
             return Err(Broken::Refused(self.shared.settings.refusals.bytes_held.clone()));
@@ -389,6 +376,11 @@ impl Reader {
             InflateFault::TooLarge => Broken::Refused(self.shared.settings.refusals.message_too_large.clone()),
         })
     }
+}
+
+/// What gRPC's page of status codes says of a unary request with another number of messages than one.
+fn not_one(text: &str) -> Broken {
+    Broken::Refused(Status::new(UNIMPLEMENTED, text, None))
 }
 
 fn internal(text: &str) -> Broken {

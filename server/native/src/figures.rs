@@ -1,4 +1,4 @@
-//! Counters and gauges, written on the I/O thread, read from any.
+//! Counters and gauges, written on the I/O thread (but for `held_bytes`, which the taker lowers), read from any.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -13,7 +13,7 @@ pub struct Figures {
     pub calls: AtomicU64,
     /// Calls ever begun.
     pub calls_total: AtomicU64,
-    /// Bytes of messages in parts, undelivered, or delivered and unanswered (unary).
+    /// Bytes of messages in parts, or not taken yet. Taken ones are the taker's to count.
     pub held_bytes: AtomicUsize,
     /// Bytes of request messages, with their prefixes.
     pub received_bytes_total: AtomicU64,
@@ -41,12 +41,7 @@ impl Figures {
     }
 }
 
-/// Adds to a counter.
-pub fn add(counter: &AtomicU64, amount: u64) {
-    counter.fetch_add(amount, Relaxed);
-}
-
-/// Takes from a gauge.
-pub fn sub(gauge: &AtomicU64, amount: u64) {
-    gauge.fetch_sub(amount, Relaxed);
+/// Adds to a counter that only the I/O thread writes: without a locked instruction.
+pub fn count(counter: &AtomicU64, amount: u64) {
+    counter.store(counter.load(Relaxed) + amount, Relaxed);
 }

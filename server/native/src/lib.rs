@@ -11,6 +11,7 @@ pub mod connection;
 pub mod figures;
 pub mod framing;
 pub mod guard;
+pub mod handover;
 pub mod headers;
 pub mod listen;
 pub mod os;

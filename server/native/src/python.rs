@@ -83,6 +83,8 @@ impl Server {
             self.watchdog.leave();
             events
         });
+        // From here on they are the taker's to count.
+        self.joint.figures.release(events.iter().map(|event| event.held).sum());
         let list = PyList::empty(py);
         for event in events {
             list.append(self.event(py, event)?)?;
@@ -187,7 +189,6 @@ impl Server {
     }
 
     fn event<'py>(&self, py: Python<'py>, event: Event) -> PyResult<Bound<'py, PyTuple>> {
-        self.joint.figures.release(event.held);
         let none = || py.None().into_bound(py);
         let body = match event.body {
             None => none(),

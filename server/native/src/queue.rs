@@ -52,6 +52,22 @@ pub struct Event {
     pub held: usize,
 }
 
+impl Event {
+    /// One that only says what has become of a call.
+    #[must_use]
+    pub fn bare(kind: u8, method: u16, call: u64) -> Self {
+        Self {
+            kind,
+            method,
+            call,
+            body: None,
+            deadline: f64::INFINITY,
+            origin: None,
+            held: 0,
+        }
+    }
+}
+
 /// Events on their way to the taker.
 #[derive(Debug, Default)]
 pub struct Events {
@@ -222,15 +238,7 @@ mod tests {
     use super::*;
 
     fn event(call: u64) -> Event {
-        Event {
-            kind: kind::CANCEL,
-            method: 0,
-            call,
-            body: None,
-            deadline: f64::INFINITY,
-            origin: None,
-            held: 0,
-        }
+        Event::bare(kind::CANCEL, 0, call)
     }
 
     fn calls(events: &VecDeque<Event>) -> Vec<u64> {

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,8 +18,9 @@ use crate::calls::Calls;
 use crate::clock::{Clock, duration};
 use crate::config::Settings;
 use crate::connection::{self, Arrival, Common};
-use crate::figures::{Figures, add, sub};
+use crate::figures::{Figures, count};
 use crate::guard::{self, IO_THREAD};
+use crate::handover::Handover;
 use crate::listen::{Listener, SocketFile};
 use crate::outbox::Levels;
 use crate::peer;
@@ -153,7 +155,7 @@ async fn serve(
     report: &mpsc::Sender<io::Result<()>>,
 ) {
     let calls = Rc::new(Calls::new(
-        Arc::clone(&joint.events),
+        Handover::new(Arc::clone(&joint.events)),
         Arc::clone(&joint.levels),
         Arc::clone(&joint.figures),
         Arc::clone(&joint.settings),
@@ -185,7 +187,7 @@ async fn serve(
     let _ = report.send(Ok(()));
     {
         let (flushed, timed, applied) = (Rc::clone(&calls), Rc::clone(&calls), Rc::clone(&calls));
-        tokio::task::spawn_local(async move { flushed.flush().await });
+        tokio::task::spawn_local(async move { flushed.handover.flush().await });
         tokio::task::spawn_local(async move { timed.keep_time().await });
         let actions = Arc::clone(&joint.actions);
         tokio::task::spawn_local(async move {
@@ -310,29 +312,35 @@ impl Accept {
 /// Counts a connection for as long as it is open.
 struct Open {
     figures: Arc<Figures>,
+    /// Of its exposure, and of all.
     counts: [Rc<Cell<usize>>; 2],
 }
 
 impl Open {
     fn new(figures: &Arc<Figures>, counts: [Rc<Cell<usize>>; 2]) -> Self {
-        add(&figures.connections, 1);
-        add(&figures.connections_total, 1);
-        for count in &counts {
-            count.set(count.get() + 1);
-        }
-        Self {
+        count(&figures.connections_total, 1);
+        let open = Self {
             figures: Arc::clone(figures),
             counts,
+        };
+        open.change(|count| count + 1);
+        open
+    }
+}
+
+impl Open {
+    fn change(&self, by: fn(usize) -> usize) {
+        for count in &self.counts {
+            count.set(by(count.get()));
         }
+        let [_, all] = &self.counts;
+        self.figures.connections.store(all.get() as u64, Relaxed);
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        sub(&self.figures.connections, 1);
-        for count in &self.counts {
-            count.set(count.get() - 1);
-        }
+        self.change(|count| count - 1);
     }
 }
 

@@ -153,7 +153,7 @@ def test_a_model_is_shown_with_its_statistics(forebay, server):
     assert ended.out.splitlines()[0] == "double version 3"
     assert facts["labels"] == "stable"
     assert facts["requests"] == "10 OK"
-    assert facts["predicted"] == "2 4 rows: 2 ms"
+    assert facts["predicted"] == "4: 2 ms"
     assert "  request time p50 100 ms, p90 200 ms, p99 1e+03 ms" in ended.out
 
 

@@ -283,6 +283,6 @@ def test_refusals_and_ends_leave_events(world):
         ("refused", KEY, "DEADLINE_UNREACHABLE"),
         ("done", KEY, "CANCELLED", 0.5, 0.5),
         ("batch", KEY, 1, 1, 1, 2, pytest.approx(0.011), pytest.approx(0.011)),
-        ("done", KEY, "OK", pytest.approx(0.1), pytest.approx(0.2)),
+        ("served", KEY, pytest.approx(0.6), pytest.approx(0.7), [pytest.approx(0.5)]),
         ("done", KEY, "DEADLINE_EXPIRED", pytest.approx(0.1), pytest.approx(0.1)),
     ]

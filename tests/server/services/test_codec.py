@@ -154,13 +154,22 @@ def test_items_are_split_as_protobuf_parses_them(entries, rest):
         item = message.items.add(id=ident, request=inference_pb2.PredictRequest(request_id=payload.hex()))
         if extra == 0:
             item.traceparent = "00"
+        elif extra < 5:
+            item.timeout.FromNanoseconds(extra * 1_500_000_000)
     body = message.SerializeToString() + rest
 
     parts = codec.split_items(body, 4)
 
     if parts is not None:
         parsed = inference_pb2.StreamPredictRequest.FromString(body)
-        assert [(item.id, item.request.SerializeToString()) for item in parsed.items] == parts
+        assert [
+            (
+                item.id,
+                item.request.SerializeToString(),
+                item.timeout.ToNanoseconds() / 1e9 if item.HasField("timeout") else None,
+            )
+            for item in parsed.items
+        ] == parts
     elif not rest:
         assert any(extra == 0 or ident == 0 or ident >= 2**63 for ident, _, extra in entries)
 
@@ -169,7 +178,7 @@ def test_too_many_items_are_not_split():
     """The walk ends at the limit."""
     message = inference_pb2.StreamPredictRequest(items=[inference_pb2.StreamItem(id=1, request={}) for _ in range(5)])
 
-    assert codec.split_items(message.SerializeToString(), 5) == [(1, b"")] * 5
+    assert codec.split_items(message.SerializeToString(), 5) == [(1, b"", None)] * 5
     assert codec.split_items(message.SerializeToString(), 4) is None
 
 
@@ -182,4 +191,4 @@ def test_bytes_that_are_split_are_a_message(body):
             parsed = inference_pb2.StreamPredictRequest.FromString(body)
         except DecodeError:
             return
-        assert [item.id for item in parsed.items] == [ident for ident, _ in parts]
+        assert [item.id for item in parsed.items] == [ident for ident, _, _ in parts]

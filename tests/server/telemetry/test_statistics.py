@@ -22,7 +22,7 @@ def test_outcomes():
     figures = Statistics(CODES)
     figures.absorb(
         [
-            ("done", KEY, "OK", 0.5, 1.0),
+            ("served", KEY, 10.5, 11.0, [10.0]),
             ("done", ("m", 2), "CANCELLED", 0.5, 1.0),
             ("refused", KEY, "QUEUE_FULL"),
         ]

@@ -257,7 +257,7 @@ def test_unary_call(start, dial):
     kind, number, method, body, deadline, peer, metadata = take(wire)[0]
     assert (kind, method, body) == (CALL, 0, b"question")
     assert number > 0
-    assert before + 4.5 < deadline < time.monotonic() + 5
+    assert before + 4.5 < deadline < time.monotonic() + 5.1  # grpcio rounds up
     assert isinstance(peer, port.Peer)
     assert peer.exposure == 0
     assert peer.address.startswith("127.0.0.1:")
@@ -438,8 +438,8 @@ def test_error_after_a_message(start, dial):
     ("call", "body", "status"),
     [
         ({"path": "/test.T/Other"}, b"", "12"),
-        ({}, b"", "13"),
-        ({}, frame(b"a") + frame(b"b"), "13"),
+        ({}, b"", "12"),
+        ({}, frame(b"a") + frame(b"b"), "12"),
         ({}, frame(b"abc")[:-1], "13"),
         ({}, frame(b"abc")[:3], "13"),
         ({}, frame(b"abc") + b"\x00\x00", "13"),
@@ -465,7 +465,7 @@ def test_bad_calls(start, raw, call, body, status):
     assert headers["grpc-status"] == status
     assert frames[0] == "ResponseReceived"
     assert "TrailersReceived" not in frames
-    if status == "12" and call.get("path") is None:
+    if headers.get("grpc-message") == "compressed":
         assert headers["grpc-accept-encoding"] == "identity"
     nothing(wire)
     assert wire.figures().refused_total == 1
@@ -521,28 +521,41 @@ def test_response_too_large(start, dial):
     stream = channel.unary_stream(SERVER)(b"", timeout=PATIENCE)
     number = take(wire)[0][1]
     wire.answer([(SEND, number, b"x" * 100), (SEND, number, b"x" * 101)])
-    assert take(wire)[0][:2] == (CANCEL, number)
+    assert take(wire)[0][:3] == (CANCEL, number, 1)
     assert next(stream) == b"x" * 100
     with pytest.raises(grpc.RpcError, match="response too large"):
         next(stream)
 
 
 def test_held_bytes(start, dial):
-    """Bytes that wait are counted until the call is answered; over the limit calls are refused."""
+    """Bytes that wait are counted until they are taken; over the limit calls are refused."""
     wire, address = start(max_held_bytes=1000)
     channel = dial(address)
     first = unary(channel, b"x" * 600)
-    number = take(wire)[0][1]
-    assert wire.figures().held_bytes == 605
+    until(lambda: wire.figures().held_bytes == 605)
     error = failure(unary(channel, b"x" * 600))
     assert error.details() == "bytes held"
     assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "100"
-    wire.answer([(RESPOND, number, b"")])
-    first.result()
-    until(lambda: wire.figures().held_bytes == 0)
+    number = take(wire)[0][1]
+    assert wire.figures().held_bytes == 0
     third = unary(channel, b"x" * 600)
-    wire.answer([(RESPOND, take(wire)[0][1], b"ok")])
-    assert third.result() == b"ok"
+    wire.answer([(RESPOND, number, b""), (RESPOND, take(wire)[0][1], b"ok")])
+    assert (first.result(), third.result()) == (b"", b"ok")
+
+
+def test_held_bytes_of_a_call_that_goes(start, raw):
+    """What a caller sent before it went is held until its event is taken, or dropped with a message in parts."""
+    wire, address = start()
+    client = raw(address)
+    whole, part = client.call(), client.call()
+    client.send(whole, frame(b"x" * 1000), end=True)
+    client.send(part, frame(b"x" * 1000)[:-1])
+    until(lambda: wire.figures().held_bytes == 2009)
+    client.close()
+    until(lambda: wire.figures().calls == 0)
+    assert wire.figures().held_bytes == 1005
+    assert [event[0] for event in take(wire, 2)] == [CALL, CANCEL]
+    assert wire.figures().held_bytes == 0
 
 
 def test_gzip(start, raw):
@@ -602,7 +615,7 @@ def test_caller_goes(start, raw, how, path):
         client.flush()
     else:
         client.close()
-    assert take(wire)[0][:2] == (CANCEL, number)
+    assert take(wire)[0] == (CANCEL, number, 0 if path == UNARY else 2, None, math.inf, None, None)
     nothing(wire)
     until(lambda: wire.figures().calls == 0)
 
@@ -633,7 +646,7 @@ def test_slow_sender(start, raw, path):
     client.send(stream, frame(b"xyz")[:-1])
     assert client.ended(stream)[1]["grpc-message"] == "slow sender"
     if path == BIDI:
-        assert take(wire)[0][:2] == (CANCEL, number)
+        assert take(wire)[0][:3] == (CANCEL, number, 2)
     nothing(wire)
 
 
@@ -649,7 +662,7 @@ def test_slow_reader(start, raw, path):
     # The client never opens its window of 64 KiB.
     assert client.ended(stream)[0][-1] == "StreamReset"
     if path == SERVER:
-        assert take(wire)[0][:2] == (CANCEL, number)
+        assert take(wire)[0][:3] == (CANCEL, number, 1)
     nothing(wire)
     until(lambda: wire.figures().calls == 0)
 
@@ -795,7 +808,7 @@ def test_full_outbox(start, dial):
     assert wire.answer([(SEND, number, b"x" * 500_000)]) == []
     assert wire.answer([(SEND, number, b"x" * 16_000_000)]) == [number]
     got = [len(next(call)), len(next(call))]
-    assert take(wire)[0][:2] == (WRITABLE, number)
+    assert take(wire)[0] == (WRITABLE, number, 1, None, math.inf, None, None)
     assert got == [500_000, 16_000_000]
     wire.answer([(FINISH, number, None)])
     assert list(call) == []
@@ -1041,7 +1054,7 @@ def refuses(address):
     host, _, number = address.rpartition(":")
     try:
         socket.create_connection((host, int(number)), timeout=1).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it was in the backlog as that closed
         return True
     return False
 

@@ -25,29 +25,34 @@ const (
 
 // The cause of an error, carried as the `reason` of the one `google.rpc.ErrorInfo` (domain `forebay`) that each error
 // has in its details, without the prefix `ERROR_REASON_`. The status code says what to do in general; the reason says
-// what happened. New reasons may be added: a client MUST treat an unknown one by its status code.
+// what happened. New reasons may be added: a client MUST treat an unknown one by its status code. Errors that gRPC
+// itself or a proxy makes (an unknown method, a lost connection) have no reason; neither have those of `grpc.health.v1`.
 type ErrorReason int32
 
 const (
 	// Never sent.
 	ErrorReason_ERROR_REASON_UNSPECIFIED ErrorReason = 0
-	// RESOURCE_EXHAUSTED. The model's queue holds as many rows as it may. Retry after the delay in `RetryInfo`.
+	// RESOURCE_EXHAUSTED. The model's queue holds as many rows as it may, or as many different shapes and parameters; or
+	// the request had been queued and gave way to a caller who uses less than a fair share. Retry after the delay in
+	// `RetryInfo`.
 	ErrorReason_ERROR_REASON_QUEUE_FULL ErrorReason = 1
-	// RESOURCE_EXHAUSTED. The bytes held for waiting requests, or those of this message, are over the limit. With
-	// `RetryInfo` the limit is the server's and the request may be retried; without it the message itself is too large.
+	// RESOURCE_EXHAUSTED. With `RetryInfo`: the server holds as many bytes of requests as it may; retry after that delay.
+	// Without: the message or its response is larger than the server takes, or the request has more rows than could ever
+	// wait, or a stream's results were not read for too long; do not retry.
 	ErrorReason_ERROR_REASON_BYTES_LIMIT ErrorReason = 2
-	// RESOURCE_EXHAUSTED. The tenant's own share of the queue is full. Retry after the delay in `RetryInfo`.
+	// RESOURCE_EXHAUSTED. The tenant has as many rows waiting as it may. Retry after the delay in `RetryInfo`.
 	ErrorReason_ERROR_REASON_TENANT_QUOTA ErrorReason = 3
 	// DEADLINE_EXCEEDED. At admission: by the measured speed of the model and the work ahead, the deadline can't be met.
 	// The request was not run. Retry with a longer deadline, or elsewhere.
 	ErrorReason_ERROR_REASON_DEADLINE_UNREACHABLE ErrorReason = 4
-	// DEADLINE_EXCEEDED. The deadline passed while the request waited. It was not run.
+	// DEADLINE_EXCEEDED. The deadline passed: before the message was complete, while the request waited (then it was not
+	// run), or while it ran. Retry only with more time.
 	ErrorReason_ERROR_REASON_DEADLINE_EXPIRED ErrorReason = 5
 	// UNAVAILABLE. The server is shutting down and takes no new work. Retry elsewhere, at once.
 	ErrorReason_ERROR_REASON_DRAINING ErrorReason = 6
 	// UNAVAILABLE. The model's engine has failed or is stuck. Retry elsewhere.
 	ErrorReason_ERROR_REASON_ENGINE_UNAVAILABLE ErrorReason = 7
-	// UNAVAILABLE. The engine was restarted while it ran the request. Retry.
+	// UNAVAILABLE. The engine instance that ran the request failed for good; the model has others. Retry.
 	ErrorReason_ERROR_REASON_ENGINE_RESTARTED ErrorReason = 8
 	// UNAVAILABLE. The model is being loaded or warmed up. Retry later, or elsewhere.
 	ErrorReason_ERROR_REASON_MODEL_LOADING ErrorReason = 9
@@ -62,11 +67,13 @@ const (
 	ErrorReason_ERROR_REASON_INVALID_TENSOR ErrorReason = 13
 	// INVALID_ARGUMENT. The model refused this input. The neighbours in its batch were not harmed.
 	ErrorReason_ERROR_REASON_INPUT_REJECTED ErrorReason = 14
-	// UNIMPLEMENTED or INVALID_ARGUMENT. The request asks for something that this server or model does not do.
+	// UNIMPLEMENTED. The call asks for something that this server does not do, such as a compression that it does not
+	// accept.
 	ErrorReason_ERROR_REASON_UNSUPPORTED ErrorReason = 15
-	// FAILED_PRECONDITION. This payload crashed the engine before and is refused for a while.
+	// FAILED_PRECONDITION. This payload crashed the engine before and is refused for a while. No server sends it yet.
 	ErrorReason_ERROR_REASON_PAYLOAD_QUARANTINED ErrorReason = 16
-	// NOT_FOUND. There is no such job, or it belongs to somebody else, or its result has expired.
+	// NOT_FOUND. There is no such job, or it belongs to somebody else, or its result has expired. This and the three
+	// below belong to durable jobs; no server sends them yet.
 	ErrorReason_ERROR_REASON_JOB_NOT_FOUND ErrorReason = 17
 	// ALREADY_EXISTS. The idempotency key was used for another payload.
 	ErrorReason_ERROR_REASON_JOB_KEY_REUSED ErrorReason = 18

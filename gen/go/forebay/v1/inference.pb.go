@@ -89,9 +89,9 @@ type DispatchReason int32
 const (
 	// Not known.
 	DispatchReason_DISPATCH_REASON_UNSPECIFIED DispatchReason = 0
-	// The batch had as many rows as it may have.
+	// The batch had as many rows as it may have, or the next request did not fit in.
 	DispatchReason_DISPATCH_REASON_FULL DispatchReason = 1
-	// An engine instance was idle, so it took what there was.
+	// An engine instance was idle, so it took what there was. Also the reason of further runs after a batch has failed.
 	DispatchReason_DISPATCH_REASON_IDLE DispatchReason = 2
 	// The delay that the model's owner allows for a fuller batch had passed.
 	DispatchReason_DISPATCH_REASON_DELAY DispatchReason = 3
@@ -324,29 +324,33 @@ func (*Parameter_StringValue) isParameter_Value() {}
 
 // One inference.
 //
-// The gRPC deadline of the call is the deadline of the request; a caller without one gets the server's default.
+// The gRPC deadline of the call is the deadline of the request; a caller without one gets the server's default, and one
+// that is longer than the server allows is cut.
 type PredictRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The model's name.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
-	// A version number, or a label such as `stable`. Empty means the label `stable` if it is set, else the newest version
-	// that is ready.
+	// A version number, or a label such as `stable`. Empty means the version with the label `stable` if there is one
+	// (even if it is not ready), else the newest version that is ready.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// One tensor for each input of the model, in any order. A model with a batch dimension takes one or more rows; more
-	// rows than the largest batch are split and put together again. At most 64.
+	// One tensor for each input of the model, in any order; at most 64. A model with a batch dimension takes any number of
+	// rows, the same in all inputs: more than the largest batch are split and put together again, and none gives outputs
+	// without rows at once. All BYTES inputs together have at most 65,536 elements.
 	Inputs []*Tensor `protobuf:"bytes,3,rep,name=inputs,proto3" json:"inputs,omitempty"`
-	// The names of the outputs that are wanted. Empty means all of them, in the order of the model's specification.
+	// The names of the outputs that are wanted, each at most once. Empty means all of them, in the order of the model's
+	// specification.
 	Outputs []string `protobuf:"bytes,4,rep,name=outputs,proto3" json:"outputs,omitempty"`
-	// The caller's own id: echoed in the response, and written into logs and traces. At most 128 characters.
+	// The caller's own id: echoed in the response. At most 128 characters; it need not be unique.
 	RequestId string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The request's weight among others of its tenant.
 	Priority Priority `protobuf:"varint,6,opt,name=priority,proto3,enum=forebay.v1.Priority" json:"priority,omitempty"`
-	// Values for engines that take them. Only requests with equal parameters share a batch. At most 32.
+	// Values for engines that take them. Only requests with equal parameters share a batch. At most 32; a name has 1 to
+	// 1,024 characters, a text at most 1,024, and a number is not NaN.
 	Parameters map[string]*Parameter `protobuf:"bytes,7,rep,name=parameters,proto3" json:"parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Whether the response should carry `timings`.
 	ReportTimings bool `protobuf:"varint,8,opt,name=report_timings,json=reportTimings,proto3" json:"report_timings,omitempty"`
-	// Whether outputs should come as `numbers` or `strings` instead of `data`. Refused if an output has more than 4,096
-	// elements.
+	// Whether outputs should come as `numbers` or `strings` instead of `data`. Refused (INVALID_TENSOR) if an output has
+	// more than 4,096 elements. Integers beyond 2^53 come as the nearest double, bytes that are no UTF-8 as U+FFFD.
 	Readable      bool `protobuf:"varint,9,opt,name=readable,proto3" json:"readable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -565,7 +569,7 @@ type PredictResponse struct {
 	Outputs []*Tensor `protobuf:"bytes,3,rep,name=outputs,proto3" json:"outputs,omitempty"`
 	// The caller's own id.
 	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Where the time went; only if the request asked for it. Of a request that was split, its last part.
+	// Where the time went; only if the request asked for it and had rows. Of a request that was split, its last part.
 	Timings       *Timings `protobuf:"bytes,5,opt,name=timings,proto3" json:"timings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -636,13 +640,14 @@ func (x *PredictResponse) GetTimings() *Timings {
 	return nil
 }
 
-// Options of a stream, said once.
+// Options of a stream, in its first message.
 type StreamOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The order of the results.
 	Order ResultOrder `protobuf:"varint,1,opt,name=order,proto3,enum=forebay.v1.ResultOrder" json:"order,omitempty"`
-	// The most items in flight that the caller wants; 0 means the server's limit, which also bounds larger values. The
-	// window is looked at between messages, so it may be overshot by the items of one.
+	// The most items in flight that the caller wants; 0 or less means the server's limit, which also bounds larger values.
+	// An item is in flight from its arrival until its result is sent; in order, that includes its wait for those before
+	// it. The window is looked at between messages, so it may be overshot by the items of one.
 	MaxInFlight   int32 `protobuf:"varint,2,opt,name=max_in_flight,json=maxInFlight,proto3" json:"max_in_flight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -699,9 +704,11 @@ type StreamItem struct {
 	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// What to infer.
 	Request *PredictRequest `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
-	// Time allowed for this item, from its arrival. Without it the item has the stream's deadline.
+	// Time allowed for this item, positive, from the moment when the server takes up its message (which it does when the
+	// window has room). The stream's own deadline holds as well. On a stream without a deadline, an item without a
+	// timeout gets the server's default time.
 	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// The W3C trace context of this item.
+	// The W3C trace context of this item. Accepted, and not used yet.
 	Traceparent   string `protobuf:"bytes,4,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -908,7 +915,8 @@ type StreamResult_Response struct {
 }
 
 type StreamResult_Error struct {
-	// The item failed, with the code and details that `Predict` would have given. The stream goes on.
+	// The item failed, with the code and details that `Predict` would have given. The stream goes on. An item whose
+	// timeout is not positive fails with INVALID_TENSOR.
 	Error *status.Status `protobuf:"bytes,3,opt,name=error,proto3,oneof"`
 }
 
@@ -916,10 +924,10 @@ func (*StreamResult_Response) isStreamResult_Outcome() {}
 
 func (*StreamResult_Error) isStreamResult_Outcome() {}
 
-// Said once to each open stream when the server begins to drain.
+// Said once to each open stream when the server begins to refuse new work.
 type DrainNotice struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How long the server still waits for items that it has accepted. New items are refused.
+	// How long the server still waits for items that it has accepted.
 	Grace         *durationpb.Duration `protobuf:"bytes,1,opt,name=grace,proto3" json:"grace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -967,7 +975,8 @@ type StreamPredictResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The results that are ready; possibly those of many items.
 	Results []*StreamResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
-	// If set, the server takes no new items: those sent from now on fail with DRAINING, those accepted are answered.
+	// If set, the server takes no new items: those that arrive from now on get a result with the error DRAINING, those
+	// accepted are answered. The caller should close its side, and send the others elsewhere.
 	Drain         *DrainNotice `protobuf:"bytes,2,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -31,25 +31,27 @@ const (
 //
 // Inference.
 //
-// Every error carries one `google.rpc.ErrorInfo` whose domain is `forebay` and whose reason is an `ErrorReason`.
-// Errors of overload carry `google.rpc.RetryInfo` and the trailer `grpc-retry-pushback-ms`: a client SHOULD wait that
-// long before it sends the request again. Errors come without response headers of their own (trailers-only), so that
-// proxies can retry them.
+// Every error carries one `google.rpc.ErrorInfo` whose domain is `forebay` and whose reason is an `ErrorReason`; the
+// front end on `grpc.aio` leaves the details out for messages over the size limit, compressed ones and deadlines that
+// gRPC itself enforces. Errors of overload carry `google.rpc.RetryInfo` and the trailer `grpc-retry-pushback-ms`: a
+// client SHOULD wait that long before it sends the request again. An error before the first response comes without
+// response headers of its own (trailers-only), so that proxies can retry it.
 type InferenceServiceClient interface {
 	// Runs one request.
 	//
 	// Errors:
-	//   - INVALID_ARGUMENT: a field is not as it has to be (INVALID_TENSOR, UNSUPPORTED; `BadRequest` names the fields), or
-	//     the model refused the input (INPUT_REJECTED). Do not retry.
+	//   - INVALID_ARGUMENT: a field is not as it has to be (INVALID_TENSOR; `BadRequest` names the fields), or the model
+	//     refused the input (INPUT_REJECTED). Do not retry.
 	//   - NOT_FOUND: no such model or version (MODEL_NOT_FOUND, VERSION_NOT_FOUND). Do not retry.
 	//   - FAILED_PRECONDITION: the model failed to load or is unloaded (MODEL_FAILED). Do not retry.
 	//   - RESOURCE_EXHAUSTED: shed (QUEUE_FULL, BYTES_LIMIT, TENANT_QUOTA). Retry after `RetryInfo`; without `RetryInfo`
-	//     the message itself is too large: do not retry.
+	//     the request or its response is itself too large: do not retry.
 	//   - DEADLINE_EXCEEDED: the deadline can't be met, and the request was refused at once (DEADLINE_UNREACHABLE), or it
-	//     passed while the request waited (DEADLINE_EXPIRED). Retry only with more time.
+	//     passed while the request arrived, waited or ran (DEADLINE_EXPIRED). Retry only with more time.
 	//   - UNAVAILABLE: draining, loading, or an engine failure (DRAINING, MODEL_LOADING, ENGINE_UNAVAILABLE,
 	//     ENGINE_RESTARTED). Retry, on another replica if there is one.
-	//   - UNIMPLEMENTED: the message is compressed in a way that the server does not accept. Send it uncompressed.
+	//   - UNIMPLEMENTED: the message is compressed in a way that the server does not accept (UNSUPPORTED). Send it
+	//     uncompressed.
 	//   - INTERNAL: a fault of the server or the model (INTERNAL, with an error id). Retry at most once.
 	Predict(ctx context.Context, in *PredictRequest, opts ...grpc.CallOption) (*PredictResponse, error)
 	// Runs many requests over one stream; they share batches with each other and with everyone else's.
@@ -64,9 +66,11 @@ type InferenceServiceClient interface {
 	//   - INVALID_ARGUMENT: options after the first message, more than 1,024 items in a message, an id that is in flight
 	//     already, or bytes that are no message (INVALID_TENSOR). Mend the caller.
 	//   - RESOURCE_EXHAUSTED: a message over the size limit, or results that nobody reads (BYTES_LIMIT).
-	//   - DEADLINE_EXCEEDED: the stream's own deadline passed.
-	//   - UNAVAILABLE: the server is gone or draining (DRAINING). Open a stream elsewhere and send again what was not
-	//     answered.
+	//   - DEADLINE_EXCEEDED: the stream's own deadline passed (DEADLINE_EXPIRED).
+	//   - UNAVAILABLE: the stream was opened on a server that drains (DRAINING), or the server is gone. Open a stream
+	//     elsewhere and send again what was not answered. A stream that is open when draining begins is not ended by it: it
+	//     gets a `DrainNotice`.
+	//   - UNIMPLEMENTED: as for `Predict`.
 	//   - INTERNAL: a fault of the server (INTERNAL, with an error id).
 	StreamPredict(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StreamPredictRequest, StreamPredictResponse], error)
 }
@@ -108,25 +112,27 @@ type InferenceService_StreamPredictClient = grpc.BidiStreamingClient[StreamPredi
 //
 // Inference.
 //
-// Every error carries one `google.rpc.ErrorInfo` whose domain is `forebay` and whose reason is an `ErrorReason`.
-// Errors of overload carry `google.rpc.RetryInfo` and the trailer `grpc-retry-pushback-ms`: a client SHOULD wait that
-// long before it sends the request again. Errors come without response headers of their own (trailers-only), so that
-// proxies can retry them.
+// Every error carries one `google.rpc.ErrorInfo` whose domain is `forebay` and whose reason is an `ErrorReason`; the
+// front end on `grpc.aio` leaves the details out for messages over the size limit, compressed ones and deadlines that
+// gRPC itself enforces. Errors of overload carry `google.rpc.RetryInfo` and the trailer `grpc-retry-pushback-ms`: a
+// client SHOULD wait that long before it sends the request again. An error before the first response comes without
+// response headers of its own (trailers-only), so that proxies can retry it.
 type InferenceServiceServer interface {
 	// Runs one request.
 	//
 	// Errors:
-	//   - INVALID_ARGUMENT: a field is not as it has to be (INVALID_TENSOR, UNSUPPORTED; `BadRequest` names the fields), or
-	//     the model refused the input (INPUT_REJECTED). Do not retry.
+	//   - INVALID_ARGUMENT: a field is not as it has to be (INVALID_TENSOR; `BadRequest` names the fields), or the model
+	//     refused the input (INPUT_REJECTED). Do not retry.
 	//   - NOT_FOUND: no such model or version (MODEL_NOT_FOUND, VERSION_NOT_FOUND). Do not retry.
 	//   - FAILED_PRECONDITION: the model failed to load or is unloaded (MODEL_FAILED). Do not retry.
 	//   - RESOURCE_EXHAUSTED: shed (QUEUE_FULL, BYTES_LIMIT, TENANT_QUOTA). Retry after `RetryInfo`; without `RetryInfo`
-	//     the message itself is too large: do not retry.
+	//     the request or its response is itself too large: do not retry.
 	//   - DEADLINE_EXCEEDED: the deadline can't be met, and the request was refused at once (DEADLINE_UNREACHABLE), or it
-	//     passed while the request waited (DEADLINE_EXPIRED). Retry only with more time.
+	//     passed while the request arrived, waited or ran (DEADLINE_EXPIRED). Retry only with more time.
 	//   - UNAVAILABLE: draining, loading, or an engine failure (DRAINING, MODEL_LOADING, ENGINE_UNAVAILABLE,
 	//     ENGINE_RESTARTED). Retry, on another replica if there is one.
-	//   - UNIMPLEMENTED: the message is compressed in a way that the server does not accept. Send it uncompressed.
+	//   - UNIMPLEMENTED: the message is compressed in a way that the server does not accept (UNSUPPORTED). Send it
+	//     uncompressed.
 	//   - INTERNAL: a fault of the server or the model (INTERNAL, with an error id). Retry at most once.
 	Predict(context.Context, *PredictRequest) (*PredictResponse, error)
 	// Runs many requests over one stream; they share batches with each other and with everyone else's.
@@ -141,9 +147,11 @@ type InferenceServiceServer interface {
 	//   - INVALID_ARGUMENT: options after the first message, more than 1,024 items in a message, an id that is in flight
 	//     already, or bytes that are no message (INVALID_TENSOR). Mend the caller.
 	//   - RESOURCE_EXHAUSTED: a message over the size limit, or results that nobody reads (BYTES_LIMIT).
-	//   - DEADLINE_EXCEEDED: the stream's own deadline passed.
-	//   - UNAVAILABLE: the server is gone or draining (DRAINING). Open a stream elsewhere and send again what was not
-	//     answered.
+	//   - DEADLINE_EXCEEDED: the stream's own deadline passed (DEADLINE_EXPIRED).
+	//   - UNAVAILABLE: the stream was opened on a server that drains (DRAINING), or the server is gone. Open a stream
+	//     elsewhere and send again what was not answered. A stream that is open when draining begins is not ended by it: it
+	//     gets a `DrainNotice`.
+	//   - UNIMPLEMENTED: as for `Predict`.
 	//   - INTERNAL: a fault of the server (INTERNAL, with an error id).
 	StreamPredict(grpc.BidiStreamingServer[StreamPredictRequest, StreamPredictResponse]) error
 	mustEmbedUnimplementedInferenceServiceServer()

@@ -37,7 +37,8 @@ const (
 	ModelState_MODEL_STATE_WARMING ModelState = 2
 	// It answers.
 	ModelState_MODEL_STATE_READY ModelState = 3
-	// It could not be loaded, or its engine failed for good. Requests get FAILED_PRECONDITION or UNAVAILABLE.
+	// It could not be loaded. Requests get FAILED_PRECONDITION. (A model whose engine failed later stays
+	// MODEL_STATE_READY; its requests get UNAVAILABLE, and `model/NAME` of `grpc.health.v1` says so.)
 	ModelState_MODEL_STATE_FAILED ModelState = 4
 	// It finishes what it has accepted and takes nothing new.
 	ModelState_MODEL_STATE_UNLOADING ModelState = 5
@@ -423,13 +424,13 @@ func (x *Model) GetDefaultVersion() int64 {
 // A measured point of the cost model.
 type BatchCost struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The shape bucket, such as `128` or `3x224x224`; empty if the model has only one.
+	// The shape bucket: the shape of one row, such as `128` or `3x224x224`, of each input, with commas between them.
 	Bucket string `protobuf:"bytes,1,opt,name=bucket,proto3" json:"bucket,omitempty"`
 	// Rows in the batch.
 	Rows int32 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
 	// The predicted time in the engine, in nanoseconds.
 	PredictedNanos int64 `protobuf:"varint,3,opt,name=predicted_nanos,json=predictedNanos,proto3" json:"predicted_nanos,omitempty"`
-	// How many batches have corrected it since warm-up.
+	// How many batches have corrected it since it was measured.
 	Samples       int64 `protobuf:"varint,4,opt,name=samples,proto3" json:"samples,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -606,7 +607,7 @@ func (x *DispatchCount) GetBatches() int64 {
 // A count of requests by what came of them.
 type OutcomeCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The canonical name of the gRPC status code, such as `OK` or `RESOURCE_EXHAUSTED`.
+	// The canonical name of the gRPC status code, such as `OK`, `CANCELLED` or `RESOURCE_EXHAUSTED`.
 	Code string `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
 	// The reason of an error, without its prefix; empty for success and cancellation.
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -776,7 +777,7 @@ type ModelStatistics struct {
 	QueuedRows int64 `protobuf:"varint,11,opt,name=queued_rows,json=queuedRows,proto3" json:"queued_rows,omitempty"`
 	// Bytes held for waiting and running requests now.
 	HeldBytes int64 `protobuf:"varint,12,opt,name=held_bytes,json=heldBytes,proto3" json:"held_bytes,omitempty"`
-	// How much longer batches wait than was predicted, as a factor; 1 if the predictions are good.
+	// How much longer batches wait than was predicted, as a factor from 1 to 4; 1 if the predictions are good.
 	WaitMargin    float64 `protobuf:"fixed64,13,opt,name=wait_margin,json=waitMargin,proto3" json:"wait_margin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -43,11 +43,13 @@ type ModelServiceClient interface {
 	// Describes one model: its versions, what they expect, and how they batch.
 	//
 	// Errors:
+	// * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
 	// * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
 	GetModel(ctx context.Context, in *GetModelRequest, opts ...grpc.CallOption) (*GetModelResponse, error)
 	// Tells what models have done since the server started, and their cost models.
 	//
 	// Errors:
+	// * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
 	// * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
 	GetStatistics(ctx context.Context, in *GetStatisticsRequest, opts ...grpc.CallOption) (*GetStatisticsResponse, error)
 }
@@ -107,11 +109,13 @@ type ModelServiceServer interface {
 	// Describes one model: its versions, what they expect, and how they batch.
 	//
 	// Errors:
+	// * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
 	// * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
 	GetModel(context.Context, *GetModelRequest) (*GetModelResponse, error)
 	// Tells what models have done since the server started, and their cost models.
 	//
 	// Errors:
+	// * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
 	// * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
 	GetStatistics(context.Context, *GetStatisticsRequest) (*GetStatisticsResponse, error)
 	mustEmbedUnimplementedModelServiceServer()

@@ -140,10 +140,10 @@ type Tensor struct {
 	// The elements: row-major, little-endian, without padding. Its length must equal the number of elements times
 	// their size; for DATA_TYPE_BYTES the length-prefixed elements must fill it exactly.
 	Data []byte `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
-	// The elements as numbers, for any numeric type and DATA_TYPE_BOOL. Each must be exactly representable in the type
-	// if it is an integer type.
+	// The elements as numbers, for any numeric type and DATA_TYPE_BOOL. For an integer type each must be a whole number in
+	// its range, for a floating type within its range.
 	Numbers []float64 `protobuf:"fixed64,5,rep,packed,name=numbers,proto3" json:"numbers,omitempty"`
-	// The elements as text, for DATA_TYPE_BYTES only.
+	// The elements as text, for DATA_TYPE_BYTES only; their UTF-8 is what the model sees.
 	Strings       []string `protobuf:"bytes,6,rep,name=strings,proto3" json:"strings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

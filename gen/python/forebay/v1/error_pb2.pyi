@@ -25,25 +25,31 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 1
-    """RESOURCE_EXHAUSTED. The model's queue holds as many rows as it may. Retry after the delay in `RetryInfo`."""
+    """RESOURCE_EXHAUSTED. The model's queue holds as many rows as it may, or as many different shapes and parameters; or
+    the request had been queued and gave way to a caller who uses less than a fair share. Retry after the delay in
+    `RetryInfo`.
+    """
     ERROR_REASON_BYTES_LIMIT: _ErrorReason.ValueType  # 2
-    """RESOURCE_EXHAUSTED. The bytes held for waiting requests, or those of this message, are over the limit. With
-    `RetryInfo` the limit is the server's and the request may be retried; without it the message itself is too large.
+    """RESOURCE_EXHAUSTED. With `RetryInfo`: the server holds as many bytes of requests as it may; retry after that delay.
+    Without: the message or its response is larger than the server takes, or the request has more rows than could ever
+    wait, or a stream's results were not read for too long; do not retry.
     """
     ERROR_REASON_TENANT_QUOTA: _ErrorReason.ValueType  # 3
-    """RESOURCE_EXHAUSTED. The tenant's own share of the queue is full. Retry after the delay in `RetryInfo`."""
+    """RESOURCE_EXHAUSTED. The tenant has as many rows waiting as it may. Retry after the delay in `RetryInfo`."""
     ERROR_REASON_DEADLINE_UNREACHABLE: _ErrorReason.ValueType  # 4
     """DEADLINE_EXCEEDED. At admission: by the measured speed of the model and the work ahead, the deadline can't be met.
     The request was not run. Retry with a longer deadline, or elsewhere.
     """
     ERROR_REASON_DEADLINE_EXPIRED: _ErrorReason.ValueType  # 5
-    """DEADLINE_EXCEEDED. The deadline passed while the request waited. It was not run."""
+    """DEADLINE_EXCEEDED. The deadline passed: before the message was complete, while the request waited (then it was not
+    run), or while it ran. Retry only with more time.
+    """
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 6
     """UNAVAILABLE. The server is shutting down and takes no new work. Retry elsewhere, at once."""
     ERROR_REASON_ENGINE_UNAVAILABLE: _ErrorReason.ValueType  # 7
     """UNAVAILABLE. The model's engine has failed or is stuck. Retry elsewhere."""
     ERROR_REASON_ENGINE_RESTARTED: _ErrorReason.ValueType  # 8
-    """UNAVAILABLE. The engine was restarted while it ran the request. Retry."""
+    """UNAVAILABLE. The engine instance that ran the request failed for good; the model has others. Retry."""
     ERROR_REASON_MODEL_LOADING: _ErrorReason.ValueType  # 9
     """UNAVAILABLE. The model is being loaded or warmed up. Retry later, or elsewhere."""
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 10
@@ -59,11 +65,15 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     ERROR_REASON_INPUT_REJECTED: _ErrorReason.ValueType  # 14
     """INVALID_ARGUMENT. The model refused this input. The neighbours in its batch were not harmed."""
     ERROR_REASON_UNSUPPORTED: _ErrorReason.ValueType  # 15
-    """UNIMPLEMENTED or INVALID_ARGUMENT. The request asks for something that this server or model does not do."""
+    """UNIMPLEMENTED. The call asks for something that this server does not do, such as a compression that it does not
+    accept.
+    """
     ERROR_REASON_PAYLOAD_QUARANTINED: _ErrorReason.ValueType  # 16
-    """FAILED_PRECONDITION. This payload crashed the engine before and is refused for a while."""
+    """FAILED_PRECONDITION. This payload crashed the engine before and is refused for a while. No server sends it yet."""
     ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 17
-    """NOT_FOUND. There is no such job, or it belongs to somebody else, or its result has expired."""
+    """NOT_FOUND. There is no such job, or it belongs to somebody else, or its result has expired. This and the three
+    below belong to durable jobs; no server sends them yet.
+    """
     ERROR_REASON_JOB_KEY_REUSED: _ErrorReason.ValueType  # 18
     """ALREADY_EXISTS. The idempotency key was used for another payload."""
     ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 19
@@ -76,31 +86,38 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The cause of an error, carried as the `reason` of the one `google.rpc.ErrorInfo` (domain `forebay`) that each error
     has in its details, without the prefix `ERROR_REASON_`. The status code says what to do in general; the reason says
-    what happened. New reasons may be added: a client MUST treat an unknown one by its status code.
+    what happened. New reasons may be added: a client MUST treat an unknown one by its status code. Errors that gRPC
+    itself or a proxy makes (an unknown method, a lost connection) have no reason; neither have those of `grpc.health.v1`.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 1
-"""RESOURCE_EXHAUSTED. The model's queue holds as many rows as it may. Retry after the delay in `RetryInfo`."""
+"""RESOURCE_EXHAUSTED. The model's queue holds as many rows as it may, or as many different shapes and parameters; or
+the request had been queued and gave way to a caller who uses less than a fair share. Retry after the delay in
+`RetryInfo`.
+"""
 ERROR_REASON_BYTES_LIMIT: ErrorReason.ValueType  # 2
-"""RESOURCE_EXHAUSTED. The bytes held for waiting requests, or those of this message, are over the limit. With
-`RetryInfo` the limit is the server's and the request may be retried; without it the message itself is too large.
+"""RESOURCE_EXHAUSTED. With `RetryInfo`: the server holds as many bytes of requests as it may; retry after that delay.
+Without: the message or its response is larger than the server takes, or the request has more rows than could ever
+wait, or a stream's results were not read for too long; do not retry.
 """
 ERROR_REASON_TENANT_QUOTA: ErrorReason.ValueType  # 3
-"""RESOURCE_EXHAUSTED. The tenant's own share of the queue is full. Retry after the delay in `RetryInfo`."""
+"""RESOURCE_EXHAUSTED. The tenant has as many rows waiting as it may. Retry after the delay in `RetryInfo`."""
 ERROR_REASON_DEADLINE_UNREACHABLE: ErrorReason.ValueType  # 4
 """DEADLINE_EXCEEDED. At admission: by the measured speed of the model and the work ahead, the deadline can't be met.
 The request was not run. Retry with a longer deadline, or elsewhere.
 """
 ERROR_REASON_DEADLINE_EXPIRED: ErrorReason.ValueType  # 5
-"""DEADLINE_EXCEEDED. The deadline passed while the request waited. It was not run."""
+"""DEADLINE_EXCEEDED. The deadline passed: before the message was complete, while the request waited (then it was not
+run), or while it ran. Retry only with more time.
+"""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 6
 """UNAVAILABLE. The server is shutting down and takes no new work. Retry elsewhere, at once."""
 ERROR_REASON_ENGINE_UNAVAILABLE: ErrorReason.ValueType  # 7
 """UNAVAILABLE. The model's engine has failed or is stuck. Retry elsewhere."""
 ERROR_REASON_ENGINE_RESTARTED: ErrorReason.ValueType  # 8
-"""UNAVAILABLE. The engine was restarted while it ran the request. Retry."""
+"""UNAVAILABLE. The engine instance that ran the request failed for good; the model has others. Retry."""
 ERROR_REASON_MODEL_LOADING: ErrorReason.ValueType  # 9
 """UNAVAILABLE. The model is being loaded or warmed up. Retry later, or elsewhere."""
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 10
@@ -116,11 +133,15 @@ wants it. `BadRequest` names each field.
 ERROR_REASON_INPUT_REJECTED: ErrorReason.ValueType  # 14
 """INVALID_ARGUMENT. The model refused this input. The neighbours in its batch were not harmed."""
 ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 15
-"""UNIMPLEMENTED or INVALID_ARGUMENT. The request asks for something that this server or model does not do."""
+"""UNIMPLEMENTED. The call asks for something that this server does not do, such as a compression that it does not
+accept.
+"""
 ERROR_REASON_PAYLOAD_QUARANTINED: ErrorReason.ValueType  # 16
-"""FAILED_PRECONDITION. This payload crashed the engine before and is refused for a while."""
+"""FAILED_PRECONDITION. This payload crashed the engine before and is refused for a while. No server sends it yet."""
 ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 17
-"""NOT_FOUND. There is no such job, or it belongs to somebody else, or its result has expired."""
+"""NOT_FOUND. There is no such job, or it belongs to somebody else, or its result has expired. This and the three
+below belong to durable jobs; no server sends them yet.
+"""
 ERROR_REASON_JOB_KEY_REUSED: ErrorReason.ValueType  # 18
 """ALREADY_EXISTS. The idempotency key was used for another payload."""
 ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 19

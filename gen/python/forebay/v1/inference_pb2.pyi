@@ -60,9 +60,9 @@ class _DispatchReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Dispatc
     DISPATCH_REASON_UNSPECIFIED: _DispatchReason.ValueType  # 0
     """Not known."""
     DISPATCH_REASON_FULL: _DispatchReason.ValueType  # 1
-    """The batch had as many rows as it may have."""
+    """The batch had as many rows as it may have, or the next request did not fit in."""
     DISPATCH_REASON_IDLE: _DispatchReason.ValueType  # 2
-    """An engine instance was idle, so it took what there was."""
+    """An engine instance was idle, so it took what there was. Also the reason of further runs after a batch has failed."""
     DISPATCH_REASON_DELAY: _DispatchReason.ValueType  # 3
     """The delay that the model's owner allows for a fuller batch had passed."""
     DISPATCH_REASON_DEADLINE: _DispatchReason.ValueType  # 4
@@ -76,9 +76,9 @@ class DispatchReason(_DispatchReason, metaclass=_DispatchReasonEnumTypeWrapper):
 DISPATCH_REASON_UNSPECIFIED: DispatchReason.ValueType  # 0
 """Not known."""
 DISPATCH_REASON_FULL: DispatchReason.ValueType  # 1
-"""The batch had as many rows as it may have."""
+"""The batch had as many rows as it may have, or the next request did not fit in."""
 DISPATCH_REASON_IDLE: DispatchReason.ValueType  # 2
-"""An engine instance was idle, so it took what there was."""
+"""An engine instance was idle, so it took what there was. Also the reason of further runs after a batch has failed."""
 DISPATCH_REASON_DELAY: DispatchReason.ValueType  # 3
 """The delay that the model's owner allows for a fuller batch had passed."""
 DISPATCH_REASON_DEADLINE: DispatchReason.ValueType  # 4
@@ -147,7 +147,8 @@ class Parameter(message.Message):
 class PredictRequest(message.Message):
     """One inference.
 
-    The gRPC deadline of the call is the deadline of the request; a caller without one gets the server's default.
+    The gRPC deadline of the call is the deadline of the request; a caller without one gets the server's default, and one
+    that is longer than the server allows is cut.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -185,32 +186,37 @@ class PredictRequest(message.Message):
     model: builtins.str
     """The model's name."""
     version: builtins.str
-    """A version number, or a label such as `stable`. Empty means the label `stable` if it is set, else the newest version
-    that is ready.
+    """A version number, or a label such as `stable`. Empty means the version with the label `stable` if there is one
+    (even if it is not ready), else the newest version that is ready.
     """
     request_id: builtins.str
-    """The caller's own id: echoed in the response, and written into logs and traces. At most 128 characters."""
+    """The caller's own id: echoed in the response. At most 128 characters; it need not be unique."""
     priority: Priority.ValueType
     """The request's weight among others of its tenant."""
     report_timings: builtins.bool
     """Whether the response should carry `timings`."""
     readable: builtins.bool
-    """Whether outputs should come as `numbers` or `strings` instead of `data`. Refused if an output has more than 4,096
-    elements.
+    """Whether outputs should come as `numbers` or `strings` instead of `data`. Refused (INVALID_TENSOR) if an output has
+    more than 4,096 elements. Integers beyond 2^53 come as the nearest double, bytes that are no UTF-8 as U+FFFD.
     """
     @builtins.property
     def inputs(self) -> containers.RepeatedCompositeFieldContainer[tensor_pb2.Tensor]:
-        """One tensor for each input of the model, in any order. A model with a batch dimension takes one or more rows; more
-        rows than the largest batch are split and put together again. At most 64.
+        """One tensor for each input of the model, in any order; at most 64. A model with a batch dimension takes any number of
+        rows, the same in all inputs: more than the largest batch are split and put together again, and none gives outputs
+        without rows at once. All BYTES inputs together have at most 65,536 elements.
         """
 
     @builtins.property
     def outputs(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The names of the outputs that are wanted. Empty means all of them, in the order of the model's specification."""
+        """The names of the outputs that are wanted, each at most once. Empty means all of them, in the order of the model's
+        specification.
+        """
 
     @builtins.property
     def parameters(self) -> containers.MessageMap[builtins.str, Parameter]:
-        """Values for engines that take them. Only requests with equal parameters share a batch. At most 32."""
+        """Values for engines that take them. Only requests with equal parameters share a batch. At most 32; a name has 1 to
+        1,024 characters, a text at most 1,024, and a number is not NaN.
+        """
 
     def __init__(
         self,
@@ -302,7 +308,7 @@ class PredictResponse(message.Message):
 
     @builtins.property
     def timings(self) -> Timings:
-        """Where the time went; only if the request asked for it. Of a request that was split, its last part."""
+        """Where the time went; only if the request asked for it and had rows. Of a request that was split, its last part."""
 
     def __init__(
         self,
@@ -321,7 +327,7 @@ class PredictResponse(message.Message):
 
 @typing.final
 class StreamOptions(message.Message):
-    """Options of a stream, said once."""
+    """Options of a stream, in its first message."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -330,8 +336,9 @@ class StreamOptions(message.Message):
     order: ResultOrder.ValueType
     """The order of the results."""
     max_in_flight: builtins.int
-    """The most items in flight that the caller wants; 0 means the server's limit, which also bounds larger values. The
-    window is looked at between messages, so it may be overshot by the items of one.
+    """The most items in flight that the caller wants; 0 or less means the server's limit, which also bounds larger values.
+    An item is in flight from its arrival until its result is sent; in order, that includes its wait for those before
+    it. The window is looked at between messages, so it may be overshot by the items of one.
     """
     def __init__(
         self,
@@ -358,14 +365,17 @@ class StreamItem(message.Message):
     id: builtins.int
     """The caller's id of the item. It must be unique among the items in flight on this stream."""
     traceparent: builtins.str
-    """The W3C trace context of this item."""
+    """The W3C trace context of this item. Accepted, and not used yet."""
     @builtins.property
     def request(self) -> PredictRequest:
         """What to infer."""
 
     @builtins.property
     def timeout(self) -> duration_pb2.Duration:
-        """Time allowed for this item, from its arrival. Without it the item has the stream's deadline."""
+        """Time allowed for this item, positive, from the moment when the server takes up its message (which it does when the
+        window has room). The stream's own deadline holds as well. On a stream without a deadline, an item without a
+        timeout gets the server's default time.
+        """
 
     def __init__(
         self,
@@ -426,7 +436,9 @@ class StreamResult(message.Message):
 
     @builtins.property
     def error(self) -> status_pb2.Status:
-        """The item failed, with the code and details that `Predict` would have given. The stream goes on."""
+        """The item failed, with the code and details that `Predict` would have given. The stream goes on. An item whose
+        timeout is not positive fails with INVALID_TENSOR.
+        """
 
     def __init__(
         self,
@@ -445,14 +457,14 @@ class StreamResult(message.Message):
 
 @typing.final
 class DrainNotice(message.Message):
-    """Said once to each open stream when the server begins to drain."""
+    """Said once to each open stream when the server begins to refuse new work."""
 
     DESCRIPTOR: descriptor.Descriptor
 
     GRACE_FIELD_NUMBER: builtins.int
     @builtins.property
     def grace(self) -> duration_pb2.Duration:
-        """How long the server still waits for items that it has accepted. New items are refused."""
+        """How long the server still waits for items that it has accepted."""
 
     def __init__(
         self,
@@ -479,7 +491,9 @@ class StreamPredictResponse(message.Message):
 
     @builtins.property
     def drain(self) -> DrainNotice:
-        """If set, the server takes no new items: those sent from now on fail with DRAINING, those accepted are answered."""
+        """If set, the server takes no new items: those that arrive from now on get a result with the error DRAINING, those
+        accepted are answered. The caller should close its side, and send the others elsewhere.
+        """
 
     def __init__(
         self,

@@ -28,10 +28,11 @@ if _version_not_supported:
 class InferenceServiceStub(object):
     """Inference.
 
-    Every error carries one `google.rpc.ErrorInfo` whose domain is `forebay` and whose reason is an `ErrorReason`.
-    Errors of overload carry `google.rpc.RetryInfo` and the trailer `grpc-retry-pushback-ms`: a client SHOULD wait that
-    long before it sends the request again. Errors come without response headers of their own (trailers-only), so that
-    proxies can retry them.
+    Every error carries one `google.rpc.ErrorInfo` whose domain is `forebay` and whose reason is an `ErrorReason`; the
+    front end on `grpc.aio` leaves the details out for messages over the size limit, compressed ones and deadlines that
+    gRPC itself enforces. Errors of overload carry `google.rpc.RetryInfo` and the trailer `grpc-retry-pushback-ms`: a
+    client SHOULD wait that long before it sends the request again. An error before the first response comes without
+    response headers of its own (trailers-only), so that proxies can retry it.
     """
 
     def __init__(self, channel):
@@ -55,27 +56,29 @@ class InferenceServiceStub(object):
 class InferenceServiceServicer(object):
     """Inference.
 
-    Every error carries one `google.rpc.ErrorInfo` whose domain is `forebay` and whose reason is an `ErrorReason`.
-    Errors of overload carry `google.rpc.RetryInfo` and the trailer `grpc-retry-pushback-ms`: a client SHOULD wait that
-    long before it sends the request again. Errors come without response headers of their own (trailers-only), so that
-    proxies can retry them.
+    Every error carries one `google.rpc.ErrorInfo` whose domain is `forebay` and whose reason is an `ErrorReason`; the
+    front end on `grpc.aio` leaves the details out for messages over the size limit, compressed ones and deadlines that
+    gRPC itself enforces. Errors of overload carry `google.rpc.RetryInfo` and the trailer `grpc-retry-pushback-ms`: a
+    client SHOULD wait that long before it sends the request again. An error before the first response comes without
+    response headers of its own (trailers-only), so that proxies can retry it.
     """
 
     def Predict(self, request, context):
         """Runs one request.
 
         Errors:
-        * INVALID_ARGUMENT: a field is not as it has to be (INVALID_TENSOR, UNSUPPORTED; `BadRequest` names the fields), or
-        the model refused the input (INPUT_REJECTED). Do not retry.
+        * INVALID_ARGUMENT: a field is not as it has to be (INVALID_TENSOR; `BadRequest` names the fields), or the model
+        refused the input (INPUT_REJECTED). Do not retry.
         * NOT_FOUND: no such model or version (MODEL_NOT_FOUND, VERSION_NOT_FOUND). Do not retry.
         * FAILED_PRECONDITION: the model failed to load or is unloaded (MODEL_FAILED). Do not retry.
         * RESOURCE_EXHAUSTED: shed (QUEUE_FULL, BYTES_LIMIT, TENANT_QUOTA). Retry after `RetryInfo`; without `RetryInfo`
-        the message itself is too large: do not retry.
+        the request or its response is itself too large: do not retry.
         * DEADLINE_EXCEEDED: the deadline can't be met, and the request was refused at once (DEADLINE_UNREACHABLE), or it
-        passed while the request waited (DEADLINE_EXPIRED). Retry only with more time.
+        passed while the request arrived, waited or ran (DEADLINE_EXPIRED). Retry only with more time.
         * UNAVAILABLE: draining, loading, or an engine failure (DRAINING, MODEL_LOADING, ENGINE_UNAVAILABLE,
         ENGINE_RESTARTED). Retry, on another replica if there is one.
-        * UNIMPLEMENTED: the message is compressed in a way that the server does not accept. Send it uncompressed.
+        * UNIMPLEMENTED: the message is compressed in a way that the server does not accept (UNSUPPORTED). Send it
+        uncompressed.
         * INTERNAL: a fault of the server or the model (INTERNAL, with an error id). Retry at most once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -95,9 +98,11 @@ class InferenceServiceServicer(object):
         * INVALID_ARGUMENT: options after the first message, more than 1,024 items in a message, an id that is in flight
         already, or bytes that are no message (INVALID_TENSOR). Mend the caller.
         * RESOURCE_EXHAUSTED: a message over the size limit, or results that nobody reads (BYTES_LIMIT).
-        * DEADLINE_EXCEEDED: the stream's own deadline passed.
-        * UNAVAILABLE: the server is gone or draining (DRAINING). Open a stream elsewhere and send again what was not
-        answered.
+        * DEADLINE_EXCEEDED: the stream's own deadline passed (DEADLINE_EXPIRED).
+        * UNAVAILABLE: the stream was opened on a server that drains (DRAINING), or the server is gone. Open a stream
+        elsewhere and send again what was not answered. A stream that is open when draining begins is not ended by it: it
+        gets a `DrainNotice`.
+        * UNIMPLEMENTED: as for `Predict`.
         * INTERNAL: a fault of the server (INTERNAL, with an error id).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -128,10 +133,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 class InferenceService(object):
     """Inference.
 
-    Every error carries one `google.rpc.ErrorInfo` whose domain is `forebay` and whose reason is an `ErrorReason`.
-    Errors of overload carry `google.rpc.RetryInfo` and the trailer `grpc-retry-pushback-ms`: a client SHOULD wait that
-    long before it sends the request again. Errors come without response headers of their own (trailers-only), so that
-    proxies can retry them.
+    Every error carries one `google.rpc.ErrorInfo` whose domain is `forebay` and whose reason is an `ErrorReason`; the
+    front end on `grpc.aio` leaves the details out for messages over the size limit, compressed ones and deadlines that
+    gRPC itself enforces. Errors of overload carry `google.rpc.RetryInfo` and the trailer `grpc-retry-pushback-ms`: a
+    client SHOULD wait that long before it sends the request again. An error before the first response comes without
+    response headers of its own (trailers-only), so that proxies can retry it.
     """
 
     @staticmethod

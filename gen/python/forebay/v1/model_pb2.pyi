@@ -38,7 +38,9 @@ class _ModelStateEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ModelState.
     MODEL_STATE_READY: _ModelState.ValueType  # 3
     """It answers."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 4
-    """It could not be loaded, or its engine failed for good. Requests get FAILED_PRECONDITION or UNAVAILABLE."""
+    """It could not be loaded. Requests get FAILED_PRECONDITION. (A model whose engine failed later stays
+    MODEL_STATE_READY; its requests get UNAVAILABLE, and `model/NAME` of `grpc.health.v1` says so.)
+    """
     MODEL_STATE_UNLOADING: _ModelState.ValueType  # 5
     """It finishes what it has accepted and takes nothing new."""
     MODEL_STATE_UNLOADED: _ModelState.ValueType  # 6
@@ -56,7 +58,9 @@ MODEL_STATE_WARMING: ModelState.ValueType  # 2
 MODEL_STATE_READY: ModelState.ValueType  # 3
 """It answers."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 4
-"""It could not be loaded, or its engine failed for good. Requests get FAILED_PRECONDITION or UNAVAILABLE."""
+"""It could not be loaded. Requests get FAILED_PRECONDITION. (A model whose engine failed later stays
+MODEL_STATE_READY; its requests get UNAVAILABLE, and `model/NAME` of `grpc.health.v1` says so.)
+"""
 MODEL_STATE_UNLOADING: ModelState.ValueType  # 5
 """It finishes what it has accepted and takes nothing new."""
 MODEL_STATE_UNLOADED: ModelState.ValueType  # 6
@@ -250,13 +254,13 @@ class BatchCost(message.Message):
     PREDICTED_NANOS_FIELD_NUMBER: builtins.int
     SAMPLES_FIELD_NUMBER: builtins.int
     bucket: builtins.str
-    """The shape bucket, such as `128` or `3x224x224`; empty if the model has only one."""
+    """The shape bucket: the shape of one row, such as `128` or `3x224x224`, of each input, with commas between them."""
     rows: builtins.int
     """Rows in the batch."""
     predicted_nanos: builtins.int
     """The predicted time in the engine, in nanoseconds."""
     samples: builtins.int
-    """How many batches have corrected it since warm-up."""
+    """How many batches have corrected it since it was measured."""
     def __init__(
         self,
         *,
@@ -329,7 +333,7 @@ class OutcomeCount(message.Message):
     REASON_FIELD_NUMBER: builtins.int
     REQUESTS_FIELD_NUMBER: builtins.int
     code: builtins.str
-    """The canonical name of the gRPC status code, such as `OK` or `RESOURCE_EXHAUSTED`."""
+    """The canonical name of the gRPC status code, such as `OK`, `CANCELLED` or `RESOURCE_EXHAUSTED`."""
     reason: builtins.str
     """The reason of an error, without its prefix; empty for success and cancellation."""
     requests: builtins.int
@@ -413,7 +417,7 @@ class ModelStatistics(message.Message):
     held_bytes: builtins.int
     """Bytes held for waiting and running requests now."""
     wait_margin: builtins.float
-    """How much longer batches wait than was predicted, as a factor; 1 if the predictions are good."""
+    """How much longer batches wait than was predicted, as a factor from 1 to 4; 1 if the predictions are good."""
     @builtins.property
     def outcomes(self) -> containers.RepeatedCompositeFieldContainer[OutcomeCount]:
         """Requests by outcome."""

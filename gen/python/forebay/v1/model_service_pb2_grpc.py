@@ -75,6 +75,7 @@ class ModelServiceServicer(object):
         """Describes one model: its versions, what they expect, and how they batch.
 
         Errors:
+        * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
         * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -85,6 +86,7 @@ class ModelServiceServicer(object):
         """Tells what models have done since the server started, and their cost models.
 
         Errors:
+        * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
         * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -47,12 +47,14 @@ class ModelServiceStub:
     """Describes one model: its versions, what they expect, and how they batch.
 
     Errors:
+    * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
     * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
     """
     GetStatistics: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetStatisticsRequest, _model_service_pb2.GetStatisticsResponse]
     """Tells what models have done since the server started, and their cost models.
 
     Errors:
+    * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
     * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
     """
 
@@ -75,12 +77,14 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Describes one model: its versions, what they expect, and how they batch.
 
     Errors:
+    * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
     * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
     """
     GetStatistics: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetStatisticsRequest, _model_service_pb2.GetStatisticsResponse]  # type: ignore[assignment]
     """Tells what models have done since the server started, and their cost models.
 
     Errors:
+    * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
     * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
     """
 
@@ -112,6 +116,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Describes one model: its versions, what they expect, and how they batch.
 
         Errors:
+        * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
         * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
         """
 
@@ -124,6 +129,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Tells what models have done since the server started, and their cost models.
 
         Errors:
+        * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
         * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
         """
 

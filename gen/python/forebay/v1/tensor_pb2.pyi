@@ -121,13 +121,13 @@ class Tensor(message.Message):
 
     @builtins.property
     def numbers(self) -> containers.RepeatedScalarFieldContainer[builtins.float]:
-        """The elements as numbers, for any numeric type and DATA_TYPE_BOOL. Each must be exactly representable in the type
-        if it is an integer type.
+        """The elements as numbers, for any numeric type and DATA_TYPE_BOOL. For an integer type each must be a whole number in
+        its range, for a floating type within its range.
         """
 
     @builtins.property
     def strings(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The elements as text, for DATA_TYPE_BYTES only."""
+        """The elements as text, for DATA_TYPE_BYTES only; their UTF-8 is what the model sees."""
 
     def __init__(
         self,

@@ -1,0 +1,207 @@
+"""Runs documentation pages: their marked blocks in order, in a folder of their own, against real servers.
+
+A comment before a fenced block says what becomes of it:
+
+* `<!-- file: NAME -->`: it is written to this file.
+* `<!-- serve -->`: a command that serves. It runs in the background until `<!-- stop -->`, the next one, or the end of
+  the page, and is then stopped with SIGTERM, which must end it with 0. Later blocks find its process id in `$PID`.
+* `<!-- run -->`: a shell or Python block that must succeed; `<!-- run: fails CODE -->`: one that must end so.
+* `<!-- output -->`: what the block before printed (stdout and stderr); `...` stands for anything.
+* `<!-- output: loose -->`: the same, but any number may stand for any other, and spaces may differ.
+
+The pages say `8500` for the port of callers and `8501` for that of probes; the tests use free ones.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from examples.digits import train
+from forebay_client import Client, ForebayError
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+_BLOCK = re.compile(
+    r"^<!-- (?P<what>file|serve|run|output|stop)(?:: (?P<how>[^>]+?))? -->\n"
+    r"(?:\n?```(?P<language>\w*)\n(?P<text>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+_START = 30.0  # seconds that a server may take to be ready
+
+
+class Block(NamedTuple):
+    """A marked block."""
+
+    what: str
+    how: str
+    language: str
+    text: str
+    line: int
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """The marked blocks of a page, in order."""
+    text = page.read_text()
+    found = []
+    for match in _BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        assert match["text"] is not None or match["what"] == "stop", f"{page.name}:{line}: no block follows the mark"
+        found.append(Block(match["what"], match["how"] or "", match["language"] or "", match["text"] or "", line))
+    return found
+
+
+class Script:
+    """A page that is being run."""
+
+    def __init__(self, page: Path, folder: Path, cache: Path) -> None:
+        self._page = page
+        self._folder = folder
+        self._ports = {"8500": _free_port(), "8501": _free_port()}
+        self._server: subprocess.Popen[str] | None = None
+        self._log = folder / ".server.log"
+        self._environment = {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(folder),
+            "XDG_CACHE_HOME": str(cache),
+            "COLUMNS": "120",
+            "FOREBAY_ADDRESS": f"127.0.0.1:{self._ports['8500']}",
+            "FOREBAY_SERVER__PUBLIC__ADDRESS": f"127.0.0.1:{self._ports['8500']}",
+            "FOREBAY_SERVER__PROBE__ADDRESS": f"127.0.0.1:{self._ports['8501']}",
+        }
+
+    def run(self) -> None:
+        """Runs all blocks."""
+        printed = ""
+        for block in blocks_of(self._page):
+            where = f"{self._page.name}:{block.line}"
+            text = self._ported(block.text)
+            match block.what:
+                case "file":
+                    target = self._folder / block.how
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_text(text)
+                case "serve":
+                    self.stop()
+                    self._serve(text, where)
+                case "stop":
+                    self.stop()
+                case "run":
+                    printed = self._run(block, text, where)
+                case "output":
+                    self._compare(block, printed, where)
+
+    def stop(self) -> None:
+        """Stops the server, if one runs."""
+        server, self._server = self._server, None
+        if server is not None:
+            if '"draining"' not in self._log.read_text():  # the page may have stopped it; a second signal is rude
+                server.send_signal(signal.SIGTERM)
+            code = server.wait(30)
+            assert code == 0, f"{self._page.name}: the server ended with {code}\n{self._log.read_text()}"
+
+    def kill(self) -> None:
+        """Leaves no process behind, whatever happened."""
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+
+    def _serve(self, command: str, where: str) -> None:
+        with self._log.open("w") as log:
+            self._server = subprocess.Popen(
+                ["bash", "-c", f"exec {command.strip()}"],
+                cwd=self._folder,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                text=True,
+            )
+        self._environment["PID"] = str(self._server.pid)
+        until = time.monotonic() + _START
+        with Client(f"127.0.0.1:{self._ports['8501']}") as client:
+            while time.monotonic() < until:
+                assert self._server.poll() is None, f"{where}: the server ended\n{self._log.read_text()}"
+                try:
+                    if client.health(deadline=1.0) == "SERVING":
+                        return
+                except ForebayError:
+                    pass
+                time.sleep(0.02)
+        pytest.fail(f"{where}: the server is not ready\n{self._log.read_text()}")
+
+    def _run(self, block: Block, text: str, where: str) -> str:
+        command = [sys.executable, "-"] if block.language == "python" else ["bash", "-euo", "pipefail"]
+        ended = subprocess.run(
+            command,
+            input=text,
+            cwd=self._folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        expected = int(block.how.removeprefix("fails ") or 0)
+        assert ended.returncode == expected, f"{where}: ended with {ended.returncode}\n{ended.stdout}"
+        return ended.stdout
+
+    def _compare(self, block: Block, printed: str, where: str) -> None:
+        found, promised = self._unported(printed), block.text
+        if block.how == "loose":
+            found, promised = (" ".join(_NUMBER.sub("0", text).split()) for text in (found, promised))
+        found, promised = ("\n".join(line.rstrip() for line in text.strip().splitlines()) for text in (found, promised))
+        pattern = re.escape(promised).replace(re.escape("..."), ".*?")
+        assert re.fullmatch(pattern, found, re.DOTALL), f"{where}: it printed\n{found}\nand the page says\n{promised}"
+
+    def _ported(self, text: str) -> str:
+        for said, real in self._ports.items():
+            text = text.replace(said, str(real))
+        return text
+
+    def _unported(self, text: str) -> str:
+        for said, real in self._ports.items():
+            text = text.replace(str(real), said)
+        return text.replace(str(self._folder), "FOLDER")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pages find in the folder that they run in: the demo's model, a few of its images, and the examples."""
+    folder = tmp_path_factory.mktemp("clone")
+    train(folder / "build" / "demo" / "digits.onnx")
+    (folder / "examples").symlink_to(REPOSITORY / "examples")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all servers of the pages keep measured costs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def script(request: pytest.FixtureRequest, clone: Path, cache: Path, tmp_path: Path) -> Iterator[Script]:
+    """The page that the test is about, in a fresh folder."""
+    for name in ("build", "examples"):
+        (tmp_path / name).symlink_to(clone / name)
+    made = Script(request.param, tmp_path, cache)
+    yield made
+    made.kill()

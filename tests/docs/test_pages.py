@@ -1,0 +1,71 @@
+"""The documentation does what it says."""
+
+import re
+
+import pytest
+
+from forebay.v1 import error_pb2
+from forebay_server.cli.root import COMMANDS
+from forebay_server.services.status import CODE_NAMES
+from tests.docs.conftest import PAGES, REPOSITORY, blocks_of
+
+RUN = [page for page in PAGES if blocks_of(page)]
+NOT_SENT = {"PAYLOAD_QUARANTINED", "JOB_NOT_FOUND", "JOB_KEY_REUSED", "STORE_FULL", "STORE_UNAVAILABLE"}
+
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("script", RUN, indirect=True, ids=[page.name for page in RUN])
+def test_what_a_page_says_can_be_done(script):
+    """Every marked block of a page runs in a clean folder and prints what the page promises."""
+    script.run()
+    script.stop()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_lead_somewhere(page):
+    """A link within the repository names a file that exists, and a heading in it if it names one."""
+    for link in _LINK.findall(_FENCE.sub("", page.read_text())):
+        if "://" in link:
+            continue
+        path, _, heading = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        if heading:
+            assert heading in anchors(target.read_text()), f"{page.name}: {link}"
+
+
+def test_the_index_names_every_page():
+    """A page that nobody links to is not read."""
+    linked = set(_LINK.findall((REPOSITORY / "docs" / "README.md").read_text()))
+    pages = {page.name for page in (REPOSITORY / "docs").glob("*.md")} - {"README.md"}
+    assert pages <= linked
+
+
+def test_every_reason_is_explained_with_its_code():
+    """The table of docs/errors.md has each ErrorReason once, with the status code that the server gives it."""
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", (REPOSITORY / "docs" / "errors.md").read_text(), re.MULTILINE)
+    reasons = {name.removeprefix("ERROR_REASON_") for name, _ in error_pb2.ErrorReason.items()} - {"UNSPECIFIED"}
+    assert sorted(reason for reason, _ in rows) == sorted(reasons)
+    assert {reason: code for reason, code in rows if reason not in NOT_SENT} == CODE_NAMES
+
+
+def test_only_commands_that_exist_are_shown():
+    """`forebay X` in a block of a page is one of the commands, and each command is shown somewhere."""
+    shown = set()
+    for page in PAGES:
+        for block in _FENCE.findall(page.read_text()):
+            for line in block.splitlines():
+                found = re.match(r"(?:\$ )?(?:until |! )?forebay (\w+)", line)
+                if found:
+                    assert found[1] in COMMANDS, f"{page.name}: {line}"
+                    shown.add(found[1])
+    assert shown == set(COMMANDS)
+
+
+def anchors(text):
+    """The names that headings have on the usual hosts."""
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in _HEADING.findall(_FENCE.sub("", text)))
+    return {heading.strip().replace(" ", "-") for heading in plain}
