@@ -114,8 +114,37 @@ def test_streams_that_are_abandoned(serve, call):
     eventually(lambda: server._inference.streams._streams == {}, "no stream is left")
     eventually(lambda: server._wire.figures().calls == 0, "no call is open")
     eventually(lambda: server._wire.figures().held_bytes == 0, "no byte is held")
-    assert server._runner.core.held_bytes == 0
+    eventually(lambda: server._runner.core.held_bytes == 0, "no request holds bytes")
     assert caller.predict("model", row(1)).outputs
+
+
+def test_a_caller_that_outruns_the_model_is_slowed_down(serve, call, request):
+    """Streams of one small item per message, sent as fast as can be, are held back by flow control and never cut off."""
+    server = serve(synthetic(base_ms=20, batching=BatchingConfig(max_batch_size=1, check_rows=False)))
+    if server.wire_name == "native":
+        reason = "h2 ends a connection with too many small DATA frames that nobody has read yet (too_many_data_frames)"
+        request.applymarker(pytest.mark.xfail(raises=grpc.RpcError, reason=reason, strict=True))
+    caller = call(server)
+    stop = threading.Event()
+    item_request = request_of("model", row(1))
+
+    def endless():
+        for ident in range(10**7):
+            if stop.is_set():
+                return
+            item = inference_pb2.StreamItem(id=ident, request=item_request)
+            yield inference_pb2.StreamPredictRequest(items=[item])
+
+    streams = [caller.inference.StreamPredict(endless(), timeout=30) for _ in range(2)]
+    end = time.monotonic() + 4
+    try:
+        while time.monotonic() < end:
+            for stream in streams:
+                next(stream)
+    finally:
+        stop.set()
+        for stream in streams:
+            stream.cancel()
 
 
 def requests(caller, count, seed):
@@ -239,7 +268,7 @@ def soak(serve, call, seconds):
     assert set(counts) == {"good", "cancel", "deadline", "bad", "poison", "stream"}
     eventually(lambda: server._inference.in_flight() == 0, "nothing is in flight")
     eventually(lambda: server._wire.figures().held_bytes == 0, "no byte is held")
-    assert server._runner.core.held_bytes == 0
+    eventually(lambda: server._runner.core.held_bytes == 0, "no request holds bytes")
     gc.collect()
 
 

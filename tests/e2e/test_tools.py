@@ -1,5 +1,6 @@
 """The commands against a real server, and buf as a client that knows only reflection."""
 
+import base64
 import contextlib
 import csv
 import json
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2
 
 from forebay_server.cli import main
 from forebay_server.config.tree import ExposureConfig, ModelConfig
@@ -135,7 +137,10 @@ def test_buf_lists_and_calls_by_reflection(serve, buf, version):
     request["model"] = "nobody"
     error = buf(*base, "--data", json.dumps(request), call, fails=True)
     assert "not_found" in error
-    assert "MODEL_NOT_FOUND" in error
+    (detail,) = json.loads(error)["details"]
+    assert detail["type"] == "google.rpc.ErrorInfo"
+    info = error_details_pb2.ErrorInfo.FromString(base64.b64decode(detail["value"] + "=="))
+    assert info.reason == "MODEL_NOT_FOUND"
 
 
 def test_buf_streams(serve, buf):
@@ -143,7 +148,7 @@ def test_buf_streams(serve, buf):
     url = f"http://{serve(synthetic()).addresses['public']}"
     tensor = {"name": "x", "dataType": "DATA_TYPE_FP32", "shape": [1, 4], "numbers": [1, 2, 3, 4]}
     items = [{"id": n, "request": {"model": "model", "inputs": [tensor], "readable": True}} for n in (1, 2)]
-    out = buf("--data", json.dumps({"items": items}), f"{url}/forebay.v1.InferenceService/StreamPredict")
+    out = buf("--protocol", "grpc", "--data", json.dumps({"items": items}), f"{url}/forebay.v1.InferenceService/StreamPredict")
     results = []
     decoder = json.JSONDecoder()
     with contextlib.suppress(ValueError):

@@ -91,9 +91,6 @@ class Target:
             "grpc.http2.max_pings_without_data": 0,
             "grpc.primary_user_agent": USER_AGENT,
         }
-        if self.address.startswith(("unix:", "unix-abstract:")):
-            # By default it would be the escaped path, which is no authority by RFC 3986; strict servers refuse it.
-            options["grpc.default_authority"] = "localhost"
         if self.tls is not None and self.tls.server_name:
             options["grpc.ssl_target_name_override"] = self.tls.server_name
         if self.address.startswith("unix:"):
