@@ -1,4 +1,4 @@
-"""A whole server, in this process or in one of its own, on a real socket, over each of the two front ends; and callers."""
+"""A whole server, in this process or its own, on a real socket, over each of the two front ends; and callers."""
 
 import importlib.util
 import json
@@ -78,7 +78,8 @@ class Caller:
         try:
             response = self.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
         except grpc.RpcError as error:
-            assert error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE), error
+            if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
+                raise
             return False
         return response.status == health_pb2.HealthCheckResponse.SERVING
 
@@ -267,11 +268,8 @@ class Process:
 
     def events(self, name: str) -> list[dict[str, object]]:
         """Its log lines of one kind."""
-        found = []
-        for line in list(self.lines):
-            if line.startswith("{") and (entry := json.loads(line)).get("event") == name:
-                found.append(entry)
-        return found
+        entries = [json.loads(line) for line in list(self.lines) if line.startswith("{")]
+        return [entry for entry in entries if entry.get("event") == name]
 
     def await_event(self, name: str) -> dict[str, object]:
         """Waits for a log line."""

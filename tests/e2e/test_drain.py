@@ -1,4 +1,4 @@
-"""Signals, over a process of its own: what was accepted is answered, what comes later is told so, and it ends as it should."""
+"""Signals to a process of its own: what was accepted is answered, what comes later is told so, and it ends well."""
 
 import signal
 import socket
@@ -19,7 +19,7 @@ Code = grpc.StatusCode
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_under_load_loses_no_accepted_call(process, call, front_end, number):
+def test_a_signal_under_load_loses_no_accepted_call(process, call, front_end, number):  # noqa: C901 - one scenario
     """32 callers and 2 streams see right answers or, later, UNAVAILABLE; health turns first; the exit code is 0."""
     server = process("synthetic:base_ms=5,shape=4", "--max-batch-size", "16", "--probe", "127.0.0.1:0").ready()
     callers = [call(server) for _ in range(4)]
@@ -45,7 +45,7 @@ def test_a_signal_under_load_loses_no_accepted_call(process, call, front_end, nu
 
     notices = []
 
-    def stream(index):
+    def stream(index):  # noqa: C901 - every outcome of an item is judged here
         sent = {}
         told = threading.Event()
 
@@ -182,7 +182,7 @@ def serial(address, authority):
 
 
 def test_hangup_renews_certificates(process, call, tmp_path):
-    """SIGHUP makes new connections see the new certificate; one that can't be used is reported, and the old one stays."""
+    """SIGHUP shows new connections the new certificate; one that can't be used is reported, and the old one stays."""
     authority = Authority(tmp_path)
     certificate, key = authority.issue("server")
     server = process("synthetic:", "--tls-cert", certificate, "--tls-key", key).ready()

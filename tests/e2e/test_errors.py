@@ -107,7 +107,7 @@ def test_more_rows_than_the_queue_holds(slow):
 def test_bytes_limit_of_the_server(slow):
     """When the server holds as many bytes as it may, it refuses with BYTES_LIMIT and a delay."""
     limits = LimitsConfig(max_held_mib=0.25)
-    caller, calls = slow(limits=limits)
+    caller, _ = slow(limits=limits)
     large = request_of("model", np.zeros((12_000, 4), np.float32))
     futures = [caller.inference.Predict.future(large, timeout=3000) for _ in range(4)]
     errors = [future.exception() for future in futures[1:]]

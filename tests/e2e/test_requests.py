@@ -202,7 +202,8 @@ def test_settings_beside_the_model(serve, call, onnx_models):
     """The TOML beside a model's file names it and sets its batches; the server's own settings are stronger."""
     path = onnx_models.make_linear_model()
     path.with_suffix(".toml").write_text(
-        'name = "digits"\nversion = 7\nlabels = ["stable"]\nnan = "reject"\n[batching]\nmax_batch_size = 4\nmax_delay_ms = 3\n'
+        'name = "digits"\nversion = 7\nlabels = ["stable"]\nnan = "reject"\n'
+        "[batching]\nmax_batch_size = 4\nmax_delay_ms = 3\n"
     )
     caller = call(serve(ModelConfig(path=str(path), batching=BatchingConfig(max_delay_ms=5))))
     sent = np.ones((9, 64), np.float32)

@@ -35,7 +35,7 @@ def test_an_endless_inline_batch_ends_the_process(process, call, tmp_path, front
 
 
 def test_a_batch_that_may_be_slow_is_not_killed(process, call, tmp_path):
-    """An inline batch within what the model may take does not end the process, though it is over the watchdog's own budget."""
+    """An inline batch within what the model may take does not end the process, whatever the watchdog's own budget."""
     server = start(process, tmp_path, "--set", "models.0.engine.max_execution_s=20").ready()
     caller = call(server)
     assert caller.predict("Model", row(5)).outputs

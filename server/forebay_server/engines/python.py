@@ -20,8 +20,8 @@ with a text for the caller, raise `forebay_server.engines.base.RejectInput(messa
 an internal error whose text only the log shows.
 
 This runs the operator's code in the server's process. The path comes from the operator only: `module:object` (found on
-PYTHONPATH or in the folder of the option `path`), or `folder/module.py:object`. Files of one name in two folders are two
-modules; what they import from beside them is not told apart.
+PYTHONPATH or in the folder of the option `path`), or `folder/module.py:object`. Files of one name in two folders are
+two modules; what they import from beside them is not told apart.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The dispatcher's loop, on a wire of the test's own: what it hands to whom, and that no fault of one stops the others."""
+"""The dispatcher's loop, on a wire of the test's own: what it hands to whom, and that no fault stops the others."""
 
 import math
 import threading
