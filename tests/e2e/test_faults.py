@@ -83,7 +83,7 @@ def watch(caller, service):
 
 
 def test_a_hang_turns_health_and_recovers(serve, call):
-    """A hung engine turns the health of its model, not of the server; others are served; health returns when it does."""
+    """A hung engine turns the health of its model, not of the server; others are served; health returns with it."""
     server = serve(
         synthetic(hang=9.0, engine={"max_execution_s": 0.3}, batching=BatchingConfig(max_batch_size=4)),
         synthetic("other"),
