@@ -118,12 +118,9 @@ def test_streams_that_are_abandoned(serve, call):
     assert caller.predict("model", row(1)).outputs
 
 
-def test_a_caller_that_outruns_the_model_is_slowed_down(serve, call, request):
+def test_a_caller_that_outruns_the_model_is_slowed_down(serve, call):
     """A stream of one small item a message, sent as fast as can be, is held back by flow control and never cut off."""
     server = serve(synthetic(base_ms=20, batching=BatchingConfig(max_batch_size=1, check_rows=False)))
-    if server.wire_name == "native":
-        reason = "h2 ends a connection with too many small DATA frames that nobody has read yet (too_many_data_frames)"
-        request.applymarker(pytest.mark.xfail(raises=grpc.RpcError, reason=reason, strict=True))
     caller = call(server)
     stop = threading.Event()
     item_request = request_of("model", row(1))
