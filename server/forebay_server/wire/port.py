@@ -174,8 +174,8 @@ class Limits:
     """HTTP/2 receive window of a stream, which is also what a stream that is not read may hold."""
     connection_window_bytes: int = 32 << 20
     """(n) HTTP/2 receive window of a connection. The HTTP/2 library ends a connection whose unread DATA frames, each
-    taken for at least 256 bytes, come to more than half of this beyond their data: a window of a stream far smaller than
-    that of the connection keeps callers of small messages, who outrun the model, within it."""
+    taken for at least 256 bytes, come to more than half of this beyond their data: a stream's window that is far
+    smaller than the connection's keeps callers of small messages, who outrun the model, within it."""
     outbox_bytes: int = 1 << 20
     """A stream's outbox counts as full above this."""
     write_stall: float = 30.0
