@@ -33,7 +33,7 @@ CALLER = """
             yield inference_pb2.StreamPredictRequest(items=[item])
     streams = [caller.inference.StreamPredict(messages(), timeout=60) for _ in range(3)]
     calls = [caller.later("synthetic", row(n)) for n in range(50)]
-    next(streams[0])
+    calls[0].result()
     print("busy", flush=True)
     time.sleep(60)
 """
