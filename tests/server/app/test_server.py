@@ -81,5 +81,5 @@ def test_where_costs_are_kept(monkeypatch, tmp_path):
     assert cache_directory("") == tmp_path / "forebay"
     assert cache_directory("/x") != cache_directory("")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert str(cache_directory("")) == "/home/somebody/.cache/forebay"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory("") == tmp_path / ".cache" / "forebay"
