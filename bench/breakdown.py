@@ -33,7 +33,7 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Figures (medians, microseconds) and details, while the load generator runs `command`; empty: without a load."""
     with _load(command, core) as load:
-        time.sleep(0.3 if command else 0)  # until the profiler has attached
+        time.sleep(0.3 if command else 0)  # until the load is under way
         threads, began = server.thread_cpu_seconds(), time.monotonic()
         figures, asked = _timings(server, timed_calls, seconds * 0.8)
         elapsed = time.monotonic() - began
