@@ -43,7 +43,7 @@ $(UV):
 	$(BIN)/pip install --quiet uv==$(UV_VERSION)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(UV)
-	$(UV) pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[onnx]' --group dev
+	$(UV) pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[onnx,postgres,webhooks]' --group dev
 	touch $@
 
 NATIVE := server/native/Cargo.toml
@@ -54,8 +54,8 @@ $(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.installed
 	touch $@
 
 .PHONY: lock
-lock: $(UV) ## Resolve the newest versions into constraints.txt
-	$(UV) pip compile --quiet --python $(BIN)/python --upgrade --all-groups --extra onnx --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o constraints.txt
+lock: $(UV) ## Resolve into constraints.txt; LOCK=--upgrade for the newest versions of all
+	$(UV) pip compile --quiet --python $(BIN)/python $(LOCK) --extra onnx --extra postgres --extra webhooks --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o constraints.txt
 
 ##@ The contract
 

@@ -11,9 +11,10 @@ LEAVES = {"wire.port", "tensors", "errors", "config"}
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"app", "models", "engines", "telemetry", "version"},
-    "app": {"wire", "services", "scheduling", "engines", "models", "telemetry"},
+    "app": {"wire", "services", "scheduling", "engines", "models", "jobs", "telemetry"},
     "wire": set(),
-    "services": {"scheduling", "engines", "models", "telemetry"},
+    "services": {"scheduling", "engines", "models", "jobs", "telemetry"},
+    "jobs": {"scheduling"},
     "scheduling": {"engines"},
     "models": {"engines"},
     "engines": set(),
@@ -35,6 +36,11 @@ FOREIGN = {
     "onnxruntime": {"engines"},
     "torch": {"engines"},
     "tensorrt": {"engines"},
+    "apsw": {"jobs"},
+    "psycopg": {"jobs"},
+    "psycopg_pool": {"jobs"},
+    "httpx": {"jobs"},
+    "httpcore": {"jobs"},
     "click": {"cli"},
     "rich": {"cli"},
     "forebay_client": {"cli"},
@@ -44,7 +50,7 @@ FOREIGN = {
 ACTING = {"scheduling.runner", "scheduling.worker", "scheduling.execution"}
 IMPURE = {"asyncio", "threading", "time", "numpy", "grpc", "socket", "queue", "concurrent", "structlog"}
 
-HEAVY = {"onnxruntime", "torch", "tensorrt", "cuda"}
+HEAVY = {"onnxruntime", "torch", "tensorrt", "cuda", "apsw", "psycopg", "psycopg_pool", "httpx", "httpcore"}
 
 
 def room_of(module: str) -> str:

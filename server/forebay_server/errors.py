@@ -5,6 +5,7 @@
         * QueueFull
         * BytesLimit
         * TenantQuota
+        * StoreFull
     * DeadlineError
         * DeadlineUnreachable
         * DeadlineExpired
@@ -13,9 +14,13 @@
         * EngineUnavailable
         * EngineRestarted
         * ModelLoading
+        * StoreUnavailable
     * NotFound
         * ModelNotFound
         * VersionNotFound
+        * JobNotFound
+    * JobKeyReused
+    * PayloadQuarantined
     * ModelFailed
     * InvalidRequest            (has `violations`)
     * InputRejected
@@ -75,6 +80,12 @@ class TenantQuota(Overloaded):
     reason = "TENANT_QUOTA"
 
 
+class StoreFull(Overloaded):
+    """The disk of the job store is full."""
+
+    reason = "STORE_FULL"
+
+
 class DeadlineError(ForebayError):
     """The deadline can't be met, or was not."""
 
@@ -119,6 +130,12 @@ class ModelLoading(Unavailable):
     reason = "MODEL_LOADING"
 
 
+class StoreUnavailable(Unavailable):
+    """The job store does not answer. It is not known whether what was asked of it happened."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
 class NotFound(ForebayError):
     """There is no such thing."""
 
@@ -133,6 +150,24 @@ class VersionNotFound(NotFound):
     """No such version or label of the model."""
 
     reason = "VERSION_NOT_FOUND"
+
+
+class JobNotFound(NotFound):
+    """No such job, or somebody else's, or one that was deleted."""
+
+    reason = "JOB_NOT_FOUND"
+
+
+class JobKeyReused(ForebayError):
+    """The idempotency key stands for a job with another payload."""
+
+    reason = "JOB_KEY_REUSED"
+
+
+class PayloadQuarantined(ForebayError):
+    """Each server that ran this job went away before it had finished."""
+
+    reason = "PAYLOAD_QUARANTINED"
 
 
 class ModelFailed(ForebayError):

@@ -186,6 +186,48 @@ class ModelConfig(Section, frozen=True):
     """Padding to common shapes."""
 
 
+class WebhooksConfig(Section, frozen=True):
+    """Telling others that a job has finished."""
+
+    allow: list[str] = []
+    """Where to: `https://host[:port][/path]`; a target must have one of these as its beginning, at a path boundary. A
+    host that begins with `*.` stands for all below it. Empty: nowhere."""
+    allow_private: bool = False
+    """Also to addresses that are not public (private networks, loopback). Without it such targets are refused."""
+    secrets: dict[str, str] = {}
+    """Secrets that sign messages, by the name that jobs use: `env:NAME` or `file:PATH`; the value is `whsec_` and
+    base64, or plain text."""
+    timeout_s: PositiveSeconds = 10.0
+    """For one message, all in all."""
+    max_tries: Positive = 12
+    """Messages that are refused so many times are given up; with the growing pauses between them after about a day."""
+
+
+class JobsConfig(Section, frozen=True):
+    """Durable jobs."""
+
+    store: str = ""
+    """Where they are kept: a path (SQLite), `postgresql://...`, or `memory:` (not durable; for tests). Empty: there are
+    no jobs."""
+    max_pending: Positive = 1_000_000
+    """Jobs that may wait; more are refused."""
+    max_attempts: Positive = 5
+    """Times that a job may be given to an engine before it fails."""
+    ttl_s: PositiveSeconds = 86_400.0
+    """How long outcomes are kept if the caller does not say."""
+    max_ttl_s: PositiveSeconds = 2_592_000.0
+    """The longest that a caller can ask for."""
+    claim_s: PositiveSeconds = 15.0
+    """A server that has not renewed its claims for this long is taken for gone, and others take over its jobs."""
+    max_waiting: Positive = 1000
+    """Calls of one tenant (`WatchJob`, `Result` with `wait`) that may wait at a time. One connection may have a quarter
+    of `limits.max_streams` of them."""
+    store_timeout_s: PositiveSeconds = 5.0
+    """A call that the store has not served by then is answered with UNAVAILABLE."""
+    webhooks: WebhooksConfig = WebhooksConfig()
+    """Telling others that a job has finished."""
+
+
 class LogConfig(Section, frozen=True):
     """What is logged."""
 
@@ -206,5 +248,7 @@ class Config(Section, frozen=True):
     """Tenants with a part of their own; others share the weight 1."""
     models: list[ModelConfig] = []
     """The models that are served."""
+    jobs: JobsConfig = JobsConfig()
+    """Durable jobs."""
     log: LogConfig = LogConfig()
     """What is logged."""

@@ -32,9 +32,9 @@ type ErrorReason int32
 const (
 	// Never sent.
 	ErrorReason_ERROR_REASON_UNSPECIFIED ErrorReason = 0
-	// RESOURCE_EXHAUSTED. The model's queue holds as many rows as it may, or as many different shapes and parameters; or
-	// the request had been queued and gave way to a caller who uses less than a fair share. Retry after the delay in
-	// `RetryInfo`.
+	// RESOURCE_EXHAUSTED. The model's queue holds as many rows as it may, or as many different shapes and parameters, or as
+	// many jobs wait as may; or the request had been queued and gave way to a caller who uses less than a fair share. Retry
+	// after the delay in `RetryInfo`.
 	ErrorReason_ERROR_REASON_QUEUE_FULL ErrorReason = 1
 	// RESOURCE_EXHAUSTED. With `RetryInfo`: the server holds as many bytes of requests as it may; retry after that delay.
 	// Without: the message or its response is larger than the server takes, or the request has more rows than could ever
@@ -70,16 +70,17 @@ const (
 	// UNIMPLEMENTED. The call asks for something that this server does not do, such as a compression that it does not
 	// accept.
 	ErrorReason_ERROR_REASON_UNSUPPORTED ErrorReason = 15
-	// FAILED_PRECONDITION. This payload crashed the engine before and is refused for a while. No server sends it yet.
+	// FAILED_PRECONDITION. In the outcome of a job: each server that ran it went away before it had finished, the last times
+	// with nothing else running beside it. It will not be tried again.
 	ErrorReason_ERROR_REASON_PAYLOAD_QUARANTINED ErrorReason = 16
-	// NOT_FOUND. There is no such job, or it belongs to somebody else, or its result has expired. This and the three
-	// below belong to durable jobs; no server sends them yet.
+	// NOT_FOUND. There is no such job, or it belongs to somebody else, or its outcome has been deleted.
 	ErrorReason_ERROR_REASON_JOB_NOT_FOUND ErrorReason = 17
 	// ALREADY_EXISTS. The idempotency key was used for another payload.
 	ErrorReason_ERROR_REASON_JOB_KEY_REUSED ErrorReason = 18
-	// RESOURCE_EXHAUSTED. The job store is full.
+	// RESOURCE_EXHAUSTED. The disk of the job store is full. Retry after the delay in `RetryInfo`.
 	ErrorReason_ERROR_REASON_STORE_FULL ErrorReason = 19
-	// UNAVAILABLE. The job store does not answer. Retry.
+	// UNAVAILABLE. The job store does not answer. Retry, here or on another replica; it is not known whether the call had
+	// its effect.
 	ErrorReason_ERROR_REASON_STORE_UNAVAILABLE ErrorReason = 20
 	// INTERNAL. A fault of the server or the model. The metadata holds an `error_id` that finds it in the server's log.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 21

@@ -25,9 +25,9 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 1
-    """RESOURCE_EXHAUSTED. The model's queue holds as many rows as it may, or as many different shapes and parameters; or
-    the request had been queued and gave way to a caller who uses less than a fair share. Retry after the delay in
-    `RetryInfo`.
+    """RESOURCE_EXHAUSTED. The model's queue holds as many rows as it may, or as many different shapes and parameters, or as
+    many jobs wait as may; or the request had been queued and gave way to a caller who uses less than a fair share. Retry
+    after the delay in `RetryInfo`.
     """
     ERROR_REASON_BYTES_LIMIT: _ErrorReason.ValueType  # 2
     """RESOURCE_EXHAUSTED. With `RetryInfo`: the server holds as many bytes of requests as it may; retry after that delay.
@@ -69,17 +69,19 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     accept.
     """
     ERROR_REASON_PAYLOAD_QUARANTINED: _ErrorReason.ValueType  # 16
-    """FAILED_PRECONDITION. This payload crashed the engine before and is refused for a while. No server sends it yet."""
-    ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 17
-    """NOT_FOUND. There is no such job, or it belongs to somebody else, or its result has expired. This and the three
-    below belong to durable jobs; no server sends them yet.
+    """FAILED_PRECONDITION. In the outcome of a job: each server that ran it went away before it had finished, the last times
+    with nothing else running beside it. It will not be tried again.
     """
+    ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 17
+    """NOT_FOUND. There is no such job, or it belongs to somebody else, or its outcome has been deleted."""
     ERROR_REASON_JOB_KEY_REUSED: _ErrorReason.ValueType  # 18
     """ALREADY_EXISTS. The idempotency key was used for another payload."""
     ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 19
-    """RESOURCE_EXHAUSTED. The job store is full."""
+    """RESOURCE_EXHAUSTED. The disk of the job store is full. Retry after the delay in `RetryInfo`."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 20
-    """UNAVAILABLE. The job store does not answer. Retry."""
+    """UNAVAILABLE. The job store does not answer. Retry, here or on another replica; it is not known whether the call had
+    its effect.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 21
     """INTERNAL. A fault of the server or the model. The metadata holds an `error_id` that finds it in the server's log."""
 
@@ -93,9 +95,9 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 1
-"""RESOURCE_EXHAUSTED. The model's queue holds as many rows as it may, or as many different shapes and parameters; or
-the request had been queued and gave way to a caller who uses less than a fair share. Retry after the delay in
-`RetryInfo`.
+"""RESOURCE_EXHAUSTED. The model's queue holds as many rows as it may, or as many different shapes and parameters, or as
+many jobs wait as may; or the request had been queued and gave way to a caller who uses less than a fair share. Retry
+after the delay in `RetryInfo`.
 """
 ERROR_REASON_BYTES_LIMIT: ErrorReason.ValueType  # 2
 """RESOURCE_EXHAUSTED. With `RetryInfo`: the server holds as many bytes of requests as it may; retry after that delay.
@@ -137,16 +139,18 @@ ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 15
 accept.
 """
 ERROR_REASON_PAYLOAD_QUARANTINED: ErrorReason.ValueType  # 16
-"""FAILED_PRECONDITION. This payload crashed the engine before and is refused for a while. No server sends it yet."""
-ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 17
-"""NOT_FOUND. There is no such job, or it belongs to somebody else, or its result has expired. This and the three
-below belong to durable jobs; no server sends them yet.
+"""FAILED_PRECONDITION. In the outcome of a job: each server that ran it went away before it had finished, the last times
+with nothing else running beside it. It will not be tried again.
 """
+ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 17
+"""NOT_FOUND. There is no such job, or it belongs to somebody else, or its outcome has been deleted."""
 ERROR_REASON_JOB_KEY_REUSED: ErrorReason.ValueType  # 18
 """ALREADY_EXISTS. The idempotency key was used for another payload."""
 ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 19
-"""RESOURCE_EXHAUSTED. The job store is full."""
+"""RESOURCE_EXHAUSTED. The disk of the job store is full. Retry after the delay in `RetryInfo`."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 20
-"""UNAVAILABLE. The job store does not answer. Retry."""
+"""UNAVAILABLE. The job store does not answer. Retry, here or on another replica; it is not known whether the call had
+its effect.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 21
 """INTERNAL. A fault of the server or the model. The metadata holds an `error_id` that finds it in the server's log."""

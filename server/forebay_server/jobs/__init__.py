@@ -1,0 +1,1 @@
+"""Durable jobs: handed over now, run in the gaps, fetched later."""
