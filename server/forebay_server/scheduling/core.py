@@ -143,6 +143,13 @@ class Core:
             reckon(lane)
         return lane
 
+    def outage(self, key: ModelKey) -> ForebayError | None:
+        """Why a model runs nothing now: it is not served, or no instance of it is usable. None if it does."""
+        model = self._books.models.get(key)
+        if model is None:
+            return self._no_model(key)
+        return None if model.usable else admission.no_instance(model)
+
     def _no_model(self, key: ModelKey) -> ForebayError:
         name, version = key
         if any(other == name for other, _ in self._books.models):
