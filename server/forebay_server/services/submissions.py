@@ -30,7 +30,7 @@ MAX_EXPIRE_AFTER: Final = 10 * 365.25 * 86_400.0
 
 Violations = list[tuple[str, str]]
 Allowed = Callable[[str, str], tuple[str, str] | None]
-"""Whether a webhook's target and secret may be used: None, or which of `url` and `secret` may not, and a sentence."""
+"""Why a webhook's target and secret may not be used: the path of the field, and a sentence. None: they may."""
 
 _Submit = job_service_pb2.SubmitRequest
 _NO_OPTIONS = _Submit()
@@ -121,7 +121,7 @@ class Submissions:
     def _webhook(self, url: str, secret: str, violations: Violations) -> Webhook:
         refusal = self._allowed(url, secret)
         if refusal is not None:
-            violations.append((f"webhook.{refusal[0]}", refusal[1]))
+            violations.append(refusal)
         return Webhook(url, secret)
 
 

@@ -26,8 +26,8 @@ def seconds(value, nanos=0):
 def submissions(house):
     def allowed(url, secret):
         if not url.startswith("https://ok/"):
-            return "url", "is not allowed"
-        return None if secret == "main" else ("secret", "is not known")
+            return "webhook.url", "is not allowed"
+        return None if secret == "main" else ("webhook.secret", "is not known")
 
     return Submissions(house.intake, default_ttl=60.0, max_ttl=3600.0, allowed=allowed)
 
