@@ -12,6 +12,7 @@ import pytest
 
 from forebay_server.errors import JobNotFound
 from forebay_server.jobs.memory import MemoryStore
+from forebay_server.jobs.sqlite import SqliteStore
 from forebay_server.jobs.states import JobState
 from forebay_server.jobs.store import (
     Backlog,
@@ -42,8 +43,19 @@ def memory(_request) -> Callable[[], Place]:
     return lambda: lambda clock: MemoryStore(clock=clock)
 
 
+def sqlite(request) -> Callable[[], Place]:
+    folder, numbers = request.getfixturevalue("tmp_path_factory").mktemp("stores"), count()
+
+    def place() -> Place:
+        path = folder / f"{next(numbers)}.db"
+        return lambda clock: SqliteStore(path, clock=clock)
+
+    return place
+
+
 STORES: dict[str, Callable[[pytest.FixtureRequest], Callable[[], Place]]] = {
     "memory": memory,
+    "sqlite": sqlite,
 }
 DURABLE = [name for name in STORES if name != "memory"]
 """Those that keep what they have when they are closed."""
