@@ -73,8 +73,10 @@ class World:
     EXPIRED = b"expired"
     CRASHED = b"crashed"
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, lasts: bool) -> None:
         self.place = place
+        self.lasts = lasts
+        """Whether the store keeps what it has when it is closed."""
         self.now = START
         self.told: list = []
         self.open()
@@ -180,10 +182,16 @@ class World:
         return self.ended(state, **values)
 
 
+def make_world(request, name) -> Callable[[], World]:
+    """Each call gives a new, empty, open store of a kind."""
+    prepare = STORES[name](request)
+    return lambda: World(prepare(), lasts=name in DURABLE)
+
+
 @pytest.fixture(params=STORES)
 def world(request):
     """A new, empty, open store of each kind."""
-    world = World(STORES[request.param](request)())
+    world = make_world(request, request.param)()
     yield world
     world.store.close()
 
@@ -191,6 +199,12 @@ def world(request):
 @pytest.fixture(params=DURABLE)
 def lasting(request):
     """The same, of each kind that lasts."""
-    world = World(STORES[request.param](request)())
+    world = make_world(request, request.param)()
     yield world
     world.store.close()
+
+
+@pytest.fixture
+def worlds(request):
+    """What makes a new, empty, open store, for every kind by its name."""
+    return {name: make_world(request, name) for name in STORES}
