@@ -252,11 +252,11 @@ class PostgresStore:
                     # Outside the transaction: inside, its lock would let only one server commit at a time.
                     told = {"channel": self._channel, "payload": payload}
                     connection.execute(sql.NOTIFY, told, prepare=True)
-        except psycopg.Error:
+        except psycopg.Error as error:
             if commit is None or commit.statusmessage != "COMMIT":
                 raise
             # Others look by themselves, if a little later.
-            _log.warning("job_store_notification_failed", exc_info=True)
+            _log.warning("job_store_notification_failed", code=error.sqlstate)
             self._drop()
         if commit.statusmessage != "COMMIT" or self._warned:
             # The commit of a failed transaction is a roll-back; and a warning says that a standby does not have it.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from forebay_server.errors import StoreUnavailable
 from forebay_server.jobs import postgres_connection
 from forebay_server.jobs.store import Changed
 
@@ -84,10 +85,11 @@ class Listener:
                     self._connection = connection
                     connection.execute(f'LISTEN "{self._channel}"')
                     self._listen(connection)
-            except (psycopg.Error, OSError):
-                _log.debug("job_store_listener_lost", exc_info=True)
-            except Exception:  # noqa: BLE001 - a fault of ours must not end the thread: it also looks and watches
-                _log.exception("job_store_listener_failed")
+            except (psycopg.Error, OSError, StoreUnavailable):
+                pass  # The store itself says so in the log; this thread looks once a second, and tries again.
+            except Exception as error:  # noqa: BLE001 - a fault of ours must not end the thread
+                # Without its traceback, which would have the URL with its password.
+                _log.error("job_store_listener_failed", error=type(error).__name__, said=str(error))
             finally:
                 self._connection = None
             if not self._closing.is_set():

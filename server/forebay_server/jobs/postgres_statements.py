@@ -4,6 +4,8 @@ They are for READ COMMITTED: each sees what was committed when it began, and wai
 but for claims and their like, which skip these. Operations of one kind come as arrays. `%(now)s` is null in production:
 the time is then the database's, at the beginning of the transaction.
 
+A condition `state + 0 = 2` is one that the planner can't use: it would go through all running jobs for each id.
+
 How rows become values is in `postgres_groups`.
 """
 # ruff: noqa: S608 - put together from constants only
@@ -75,9 +77,9 @@ LATERAL (
 
 CLAIM: Final = f"""
 WITH n AS MATERIALIZED (SELECT {NOW} AS now), picked AS MATERIALIZED (
-    SELECT j.id FROM forebay_jobs j, n
+    SELECT j.id FROM forebay_jobs j
     WHERE j.state = 1 AND j.model = %(model)s AND j.tenant = %(tenant)s AND j.priority = %(priority)s
-        AND j.suspect = %(suspect)s AND j.ready <= n.now AND (j.expires IS NULL OR j.expires > n.now)
+        AND j.suspect = %(suspect)s AND j.ready <= {NOW} AND (j.expires IS NULL OR j.expires > {NOW})
         AND EXISTS (SELECT FROM forebay_owners o WHERE o.owner = %(owner)s AND o.until > {NOW})
     ORDER BY j.urgency, j.sequence LIMIT %(limit)s::int8 FOR UPDATE OF j SKIP LOCKED
 )
@@ -91,7 +93,7 @@ UPDATE forebay_jobs j
 SET state = d.state, outcome = d.outcome, served_version = d.served_version, {ENDED}
 FROM (SELECT {NOW} AS now) n, unnest(%(ids)s, %(owners)s, %(attempts)s, %(states)s, %(outcomes)s, %(versions)s)
     AS d(id, owner, attempt, state, outcome, served_version)
-WHERE j.id = d.id AND j.state = 2 AND j.owner = d.owner AND j.attempt = d.attempt
+WHERE j.id = d.id AND j.state + 0 = 2 AND j.owner = d.owner AND j.attempt = d.attempt
 RETURNING {JOB}
 """
 
@@ -100,7 +102,7 @@ UPDATE forebay_jobs j
 SET state = 1, owner = '', attempt = j.attempt - d.refund::integer, ready = n.now + d.delay
 FROM (SELECT {NOW} AS now) n, unnest(%(ids)s, %(owners)s, %(attempts)s, %(delays)s, %(refunds)s)
     AS d(id, owner, attempt, delay, refund)
-WHERE j.id = d.id AND j.state = 2 AND j.owner = d.owner AND j.attempt = d.attempt
+WHERE j.id = d.id AND j.state + 0 = 2 AND j.owner = d.owner AND j.attempt = d.attempt
 RETURNING {JOB}
 """
 
@@ -214,10 +216,11 @@ FROM n, due WHERE j.id = due.id
 RETURNING {JOB}, due.webhook_due, j.webhook_url, j.webhook_secret, j.webhook_tries - 1
 """
 
-DELIVERED: Final = "UPDATE forebay_jobs SET webhook_due = NULL WHERE id = %(id)s AND webhook_due IS NOT NULL"
+DELIVERED: Final = "UPDATE forebay_jobs SET webhook_due = NULL WHERE id = %(id)s"
 
 UNDELIVERED: Final = f"""
-UPDATE forebay_jobs SET webhook_due = {NOW} + %(delay)s::float8 WHERE id = %(id)s AND webhook_due IS NOT NULL
+UPDATE forebay_jobs SET webhook_due = CASE WHEN webhook_due IS NOT NULL THEN {NOW} + %(delay)s::float8 END
+WHERE id = %(id)s
 """
 
 NOTIFY: Final = "SELECT pg_notify(%(channel)s, %(payload)s)"
