@@ -56,7 +56,7 @@ MIGRATIONS: Final = (
         fingerprint bytea NOT NULL,
         ttl double precision NOT NULL,
         owner text COLLATE "C" NOT NULL DEFAULT '',
-        ready double precision NOT NULL,                -- when it may be claimed
+        ready double precision NOT NULL,                -- when it may be claimed; 0: at any time
         webhook_url text COLLATE "C",
         webhook_secret text COLLATE "C",
         webhook_due double precision,                   -- not null: there is a message to be sent

@@ -54,7 +54,7 @@ WITH d AS MATERIALIZED (
 ), new AS (
     INSERT INTO forebay_jobs (id, tenant, state, model, version, priority, request_id, created, ready, expires,
         fingerprint, ttl, webhook_url, webhook_secret, payload)
-    SELECT d.id, d.tenant, 1, d.model, d.version, d.priority, d.request_id, n.now, n.now,
+    SELECT d.id, d.tenant, 1, d.model, d.version, d.priority, d.request_id, n.now, 0,
         n.now + nullif(d.expire_after, 'NaN'), d.fingerprint, d.ttl, nullif(d.url, ''), nullif(d.secret, ''), d.payload
     FROM (SELECT {NOW} AS now) n, d WHERE d.place NOT IN (SELECT place FROM hit) ORDER BY d.place
     ON CONFLICT DO NOTHING
@@ -99,7 +99,8 @@ RETURNING {JOB}
 
 RELEASE: Final = f"""
 UPDATE forebay_jobs j
-SET state = 1, owner = '', attempt = j.attempt - d.refund::integer, ready = n.now + d.delay
+SET state = 1, owner = '', attempt = j.attempt - d.refund::integer,
+    ready = CASE WHEN d.delay = 0 THEN 0 ELSE n.now + d.delay END
 FROM (SELECT {NOW} AS now) n, unnest(%(ids)s, %(owners)s, %(attempts)s, %(delays)s, %(refunds)s)
     AS d(id, owner, attempt, delay, refund)
 WHERE j.id = d.id AND j.state + 0 = 2 AND j.owner = d.owner AND j.attempt = d.attempt
@@ -175,8 +176,8 @@ WITH n AS MATERIALIZED (SELECT {NOW} AS now), gone AS MATERIALIZED (
     RETURNING {JOB}
 ), again AS (
     UPDATE forebay_jobs j
-    SET crashes = j.crashes + 1, state = 1, owner = '', ready = n.now
-    FROM n, gone WHERE j.id = gone.id AND NOT gone.over
+    SET crashes = j.crashes + 1, state = 1, owner = '', ready = 0
+    FROM gone WHERE j.id = gone.id AND NOT gone.over
     RETURNING {JOB}
 )
 SELECT * FROM failed UNION ALL SELECT * FROM again
