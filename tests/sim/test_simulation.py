@@ -241,6 +241,42 @@ def test_a_modest_tenant_is_not_hurt_by_a_greedy_one():
     assert sim.answered["greedy"] < sent["greedy"]
 
 
+def online_latencies(*, jobs):
+    """Seconds from arrival to answer of online requests at half the capacity, with or without jobs always waiting."""
+    sim = Simulation(6, models=1, noise=0.0)
+    when = 0.0
+    while (when := when + sim.rng.expovariate(0.5 * CAPACITY)) < 10.0:
+        sim.at(when, sim.arrive, ("m0", 1), BUCKET, 1, 5.0, "t", Priority.NORMAL, Level.ONLINE, False, None)
+
+    def refill():
+        while sim.core.figures(("m0", 1)).queued_rows < 100:
+            sim.arrive(("m0", 1), BUCKET, 1, inf, "t", Priority.NORMAL, Level.JOB, False, None)
+        if sim.now < 10.0:
+            sim.at(sim.now + 0.01, refill)
+
+    if jobs:
+        sim.at(0.0, refill)
+    ended = {}
+    finished = sim.core.finished
+
+    def record(batch, outcome, now):
+        ended.update((part.request, now) for part in batch.parts)
+        return finished(batch, outcome, now)
+
+    sim.core.finished = record
+    sim.check_end()
+    return sorted(ended[call] - call.arrival for call in sim.accepted if call.level is Level.ONLINE), sim
+
+
+def test_jobs_delay_online_requests_by_one_batch_at_most():
+    """With a backlog of jobs all the time, everything is answered, the slowest one full batch later; no gap is left."""
+    without, _ = online_latencies(jobs=False)
+    beside, sim = online_latencies(jobs=True)
+    assert len(beside) == len(without)
+    assert beside[-1] - without[-1] <= BASE + 32 * ROW + 1e-9
+    assert sim.served["t"] >= 0.9 * CAPACITY * 10.0 / 2
+
+
 def test_the_simulation_is_fast_enough_to_be_run_often():
     """Tens of thousands of events a second on a shared core (100,000 on an idle one)."""
     began = perf_counter()

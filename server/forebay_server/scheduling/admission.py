@@ -1,9 +1,9 @@
 """Who is let in: limits first, then whether the deadline can be met. Everything O(1) in what waits.
 
 *Limits*: bytes held by the server (what the front end holds included), the model's queued rows, the tenant's queued
-online rows. When the model's queue is full, the flow that is most over its share gives way, its latest request first; the
-newcomer is refused only if that is its own flow, or none is further over its share than it would be. Jobs give way to
-online requests, never the other way round.
+rows (of online requests). When the model's queue is full, the flow that is most over its share gives way, its latest
+request first; the newcomer is refused only if that is its own flow, or none is further over its share than it would be.
+Jobs give way to online requests, never the other way round.
 
 *Feasibility*: the wait is what the running batches still need, and the whole batches of equal or better standing, over
 the instances. By the rules of the fair share (`shares`), before a request with `a` seconds of its own flow ahead of it,

@@ -193,7 +193,7 @@ class Machine(RuleBasedStateMachine):
             if request.state is State.WAITING:
                 rows = request.rows - (request.scheduled.taken if request.scheduled else 0)
                 waiting[request.lane.key] += rows
-                quota += rows if request.tenant == "q" else 0
+                quota += rows if request.tenant == "q" and request.level is Level.ONLINE else 0
         for model in self.core._books.models.values():
             for again in model.reruns:
                 for part in again.parts:
