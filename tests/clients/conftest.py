@@ -1,7 +1,7 @@
 """A small real server, and both clients behind one blocking face, so that one test runs on each.
 
 The model `double` has one input `x` (FP32, any number of rows of 2) and one output `y` = 2x; `many` has two inputs. A
-first element of x that is negative makes the request fail as `FAULTS` says.
+first element of x that is negative makes the request fail as `FAULTS` says, and a REJECTED one anywhere does, too.
 """
 
 import asyncio
@@ -41,6 +41,9 @@ FAULTS: dict[int, Fault] = {
     -4: (grpc.StatusCode.UNAVAILABLE, "DRAINING", "shutting down", None),
 }
 
+REJECTED = -9.0
+REJECTION: Fault = (grpc.StatusCode.INVALID_ARGUMENT, "INPUT_REJECTED", "this row is refused", None)
+
 
 def status_of(fault: Fault) -> status_pb2.Status:
     """The `google.rpc.Status` that a server would send."""
@@ -78,6 +81,8 @@ def answer(request: inference_pb2.PredictRequest) -> inference_pb2.PredictRespon
         x = np.frombuffer(request.inputs[0].data, "<f4")
         if x.size and x[0] in FAULTS:
             return FAULTS[int(x[0])]
+        if REJECTED in x:
+            return REJECTION
         response.outputs.add(
             name="y", data_type=tensor_pb2.DATA_TYPE_FP32, shape=request.inputs[0].shape, data=(x * 2).tobytes()
         )
