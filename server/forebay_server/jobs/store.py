@@ -90,6 +90,8 @@ class Submit:
     """Takes in a job. Outcome: `Submitted`, or `JobKeyReused`."""
 
     id: str
+    """If there is a job with this id already, that one is the answer, as `created`: the operation was repeated because
+    it was not known whether it had happened."""
     tenant: str
     request_id: str
     """Not empty: if the tenant has a job with the same key and an equal fingerprint, that one is the answer."""
@@ -112,7 +114,7 @@ class Submitted(NamedTuple):
 
     job: Job
     created: bool
-    """False: the key had been used for it before."""
+    """False: the key had been used before, for this job under another id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,8 @@ class Claim:
     """One that `Renew` has given a life that lasts; otherwise the outcome is empty."""
     flow: Flow
     limit: int
+    nbytes: int = 64 << 20
+    """No more jobs once their payloads have so many bytes in all; the first is claimed however large it is."""
 
 
 class Claimed(NamedTuple):
@@ -217,8 +221,9 @@ class Renew:
 class Reap:
     """Does what time brings, for up to `limit` jobs each. Outcome: a list of the `Job`s that changed.
 
-    * Jobs that are not final and whose time to expire has come: EXPIRED.
-    * RUNNING jobs whose owner's life has ended: crashes + 1; PENDING, or FAILED if `attempt` >= `max_attempts`.
+    * Jobs that are not final and whose time to expire has come, the longest expired first: EXPIRED.
+    * RUNNING jobs whose owner's life has ended, by sequence: crashes + 1; PENDING, or FAILED if `attempt` >=
+      `max_attempts`.
     """
 
     limit: int
@@ -231,7 +236,10 @@ class Reap:
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """Deletes jobs whose time has come and whose webhook is dealt with. Outcome: how many (`limit`: perhaps more)."""
+    """Deletes jobs whose time has come and whose webhook is dealt with, the longest due first.
+
+    Outcome: how many (`limit`: perhaps more). Until then a job is there, whatever the time.
+    """
 
     limit: int
 
