@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -275,3 +276,43 @@ def until(condition, seconds=20.0):
     while not condition():
         assert time.monotonic() < end, "did not happen"
         time.sleep(0.005)
+
+
+@BOTH
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.long)])
+def test_killed_at_random_and_started_again(send, server, tmp_path, via, kills):
+    """SIGKILL, anywhere, again and again: the output is that of an undisturbed run, and each chunk is one job."""
+    rows = numbered(4 * (100 * kills + 300))
+    rows[7, 0] = REJECTED
+    options = ["--rows", "4", "--in-flight", "4", "--via", via]
+    assert send(rows, *options).code == 1
+    expected = (tmp_path / "y.npy").read_bytes()
+    failures = (tmp_path / "y.npy.failures.jsonl").read_bytes()
+    (tmp_path / "y.npy").unlink()
+    server.jobs.forget()
+    chance = random.Random(f"{via} {kills}")
+
+    def progress():
+        return len(server.jobs.submits) + len(server.jobs.results) + len(server.log.messages)
+
+    killed = 0
+    for _ in range(kills):
+        before, least = progress(), chance.randrange(80)
+        run = subprocess.Popen([*command(server), *options], env=environment(), stderr=subprocess.PIPE, text=True)
+        until(lambda: progress() > before + least or run.poll() is not None)  # noqa: B023  # called in this turn
+        time.sleep(chance.uniform(0, 0.01))
+        run.kill()
+        run.communicate()
+        killed += run.returncode == -signal.SIGKILL
+        assert not (tmp_path / "y.npy").exists() or run.returncode == 1
+    ended = send(None, *options)
+
+    assert killed >= kills / 2
+    assert ended.code == 1
+    assert ended.err.startswith("going on: ")
+    assert (tmp_path / "y.npy").read_bytes() == expected
+    assert (tmp_path / "y.npy.failures.jsonl").read_bytes() == failures
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy", "y.npy", "y.npy.failures.jsonl"]
+    if via == "jobs":
+        keys = [entry.job.request_id for entry in server.jobs.jobs.values()]
+        assert len(set(keys)) == len(keys) == len(rows) / 4 + 4  # one of them was halved twice
