@@ -57,7 +57,7 @@ OPEN_PATIENCE: Final = 120.0
 _FROM_CALLERS: Final = frozenset({Submit, Get, Page, Cancel})
 """Operations that somebody waits for at a call: they time out, and their number is bounded. Those of the server's own
 work are bounded by whoever makes them."""
-_ONCE: Final = frozenset({Submit, Claim, Deliveries})
+_ONCE: Final = frozenset({Claim, Deliveries})
 """Operations that must not be repeated when it is not known whether they happened."""
 _LATE: Final = "the job store did not answer in time"
 _BEHIND: Final = "more is asked of the job store than it can do"

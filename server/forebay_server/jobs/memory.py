@@ -53,8 +53,8 @@ class _Row:
         self.outcome: bytes | None = None
         self.owner = ""
         """Who holds it; only while it is RUNNING."""
-        self.ready = job.created
-        """When it may be claimed."""
+        self.ready = 0.0
+        """When it may be claimed; 0: at any time, also if the clock is set back."""
         self.delivery: tuple[float, int] | None = None
         """When its webhook message is due, and how many times it was taken."""
 
@@ -197,7 +197,7 @@ class MemoryStore:
         row = self._held(operation)
         if row is None:
             return ClaimLost()
-        row.owner, row.ready = "", self._now + operation.delay
+        row.owner, row.ready = "", self._now + operation.delay if operation.delay else 0.0
         row.job = row.job._replace(state=JobState.PENDING, attempt=row.job.attempt - operation.refund)
         return row.job
 
@@ -243,7 +243,7 @@ class MemoryStore:
             if row.job.attempt >= operation.max_attempts:
                 changed.append(self._end(row, JobState.FAILED, operation.crashed))
             else:
-                row.owner, row.ready = "", self._now
+                row.owner, row.ready = "", 0.0
                 row.job = row.job._replace(state=JobState.PENDING)
                 changed.append(row.job)
         return changed
@@ -279,14 +279,15 @@ class MemoryStore:
     # --- Webhooks -------------------------------------------------------------------------------------------------
 
     def _deliveries(self, operation: Deliveries) -> list[Delivery]:
-        due = (row for row in self._rows.values() if row.delivery and row.delivery[0] <= self._now)
+        due = [
+            (row.delivery, row.job.sequence, row, row.submit.webhook)
+            for row in self._rows.values()
+            if row.delivery and row.submit.webhook and row.delivery[0] <= self._now
+        ]
         taken = []
-        for row in self._sorted(due, lambda row: (row.delivery[0], row.job.sequence), operation.limit):
-            assert row.delivery  # noqa: S101 - for the type checker: the others were filtered out
-            assert row.submit.webhook  # noqa: S101 - as above
-            tries = row.delivery[1]
+        for (_, tries), _, row, webhook in sorted(due, key=lambda item: (item[0][0], item[1]))[: operation.limit]:
             row.delivery = (self._now + operation.seconds, tries + 1)
-            taken.append(Delivery(row.job, row.submit.webhook, tries))
+            taken.append(Delivery(row.job, webhook, tries))
         return taken
 
     def _delivered(self, operation: Delivered) -> None:

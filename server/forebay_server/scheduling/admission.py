@@ -1,7 +1,7 @@
 """Who is let in: limits first, then whether the deadline can be met. Everything O(1) in what waits.
 
 *Limits*: bytes held by the server (what the front end holds included), the model's queued rows, the tenant's queued
-rows. When the model's queue is full, the flow that is most over its share gives way, its latest request first; the
+online rows. When the model's queue is full, the flow that is most over its share gives way, its latest request first; the
 newcomer is refused only if that is its own flow, or none is further over its share than it would be. Jobs give way to
 online requests, never the other way round.
 
@@ -69,7 +69,7 @@ def admit(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per
 
     if books.held_bytes + nbytes + books.external_bytes > books.policy.max_held_bytes:
         return refuse(books, request, _too_many_bytes(books, model, nbytes))
-    if tenant.max_rows and tenant.rows + rows > tenant.max_rows:
+    if tenant.max_rows and level == 0 and tenant.rows + rows > tenant.max_rows:
         return refuse(books, request, _over_quota(books, lane, share, rows))
 
     cost = rows * lane.row_cost
@@ -141,7 +141,8 @@ def admit(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per
     tier.rows += rows
     share.rows += rows
     share.cost += cost
-    tenant.rows += rows
+    if level == 0:
+        tenant.rows += rows
     model.rows += rows
     model.cost += cost
     model.held_bytes += nbytes

@@ -171,6 +171,7 @@ class Core:
             found = model.lanes[place] = Lane(model, lane.key, lane.bucket, lane.parameters)
             reckon(found)
         return found
+
     def outage(self, key: ModelKey) -> ForebayError | None:
         """Why a model runs nothing now: it is not served, or no instance of it is usable. None if it does."""
         model = self._books.models.get(key)

@@ -116,10 +116,11 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
     padded = policy.padded(rows)
     if padded > rows and level is Level.ONLINE and lane.tiers[Level.JOB].rows and not _apart(parts, now):
         rows, _ = _fill(books, lane.tiers[Level.JOB], parts, rows, padded, now)
-    first = parts[0].request
-    ratio = (now - first.arrival + MARGIN_GRAIN) / (first.expected + MARGIN_GRAIN)
-    margin = model.margin + MARGIN_STEP * (min(ratio, RATIO_MOST) - model.margin)
-    model.margin = min(max(margin, 1.0), MARGIN_MOST)
+    if level is Level.ONLINE:  # How long jobs wait for a gap says nothing of the others.
+        first = parts[0].request
+        ratio = (now - first.arrival + MARGIN_GRAIN) / (first.expected + MARGIN_GRAIN)
+        margin = model.margin + MARGIN_STEP * (min(ratio, RATIO_MOST) - model.margin)
+        model.margin = min(max(margin, 1.0), MARGIN_MOST)
     if policy.max_delay > 0.0 and tier.rows:
         _look_again(tier)
     predicted = lane.cap_seconds if padded == lane.cap else model.costs.predict(lane.bucket, padded)

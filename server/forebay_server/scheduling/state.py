@@ -278,8 +278,9 @@ def leave(queue: Queue, rows: int, cost: float) -> None:
     queue.rows -= rows
     tier.rows -= rows
     share.rows -= rows
-    share.tenant.rows -= rows
     model.rows -= rows
+    if share.level == 0:
+        share.tenant.rows -= rows
     if share.rows == 0:
         share.cost = 0.0
         if share.level == 0:

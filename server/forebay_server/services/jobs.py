@@ -2,7 +2,8 @@
 
 Every handler reads its message, asks the desk, and answers when the desk does; what the desk has to say comes back in
 the dispatcher thread, at once or later. The calls that wait (`Result` with `wait`, `WatchJob`) are remembered here, so
-that they can be let go when their caller does, or when the server drains. The desk bounds how many there are.
+that they can be let go when their caller goes. The desk bounds how many there are, and ends them when the server
+drains.
 
 Whether a job exists may not be told to strangers, nor by the way in which it is denied: an id that can't be one is
 looked up like any other, as one that nobody has, and there is one answer to all that are not found.
@@ -17,7 +18,6 @@ from typing import Any, Final, Protocol
 from google.protobuf.message import DecodeError
 
 from forebay.v1 import job_service_pb2
-from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest, JobNotFound, MessageTooLarge
 from forebay_server.jobs.states import FINAL, JobState
 from forebay_server.jobs.store import Found, Job, Page, Submit
@@ -41,7 +41,6 @@ LONGEST_MARGIN: Final = 0.5
 """... but at most so many seconds before it."""
 
 NOT_FOUND = failure(JobNotFound("there is no such job"))
-DRAINING = failure(errors.Draining("the server is shutting down"))
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _NOBODY: Final = "0" * 32
@@ -51,7 +50,10 @@ _NEXT_TOKEN: Final = job_service_pb2.ListJobsResponse(next_page_token="x").Seria
 
 
 class Desk(Protocol):
-    """Where jobs are handed in and asked for; `jobs.desk.Desk`, which says what each does."""
+    """Where jobs are handed in and asked for; `jobs.desk.Desk`, which says what each does.
+
+    Nobody is told anything from within the call that asks for it.
+    """
 
     def submit(self, job: Submit, done: Callable[[Job | ForebayError], None]) -> None:
         """Takes in a job."""
@@ -104,9 +106,9 @@ class JobService:
         self._intake = intake
         self._submissions = submissions
         self._max_send_bytes = max_send_bytes
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, tuple[Any, Peer | None]] = {}
+        """By call, what the desk calls a waiter, and who it is."""
         self._watches: dict[int, _Watch] = {}
-        self._draining = False
 
     def service(self) -> Service:
         """The service for the dispatcher."""
@@ -136,28 +138,10 @@ class JobService:
         """Calls that wait for something to happen to a job."""
         return len(self._waiting) + len(self._watches)
 
-    def drain(self) -> None:
-        """Takes no new jobs from now on, and ends the calls that wait; questions are still answered.
-
-        A waiting `Result` is answered with the job as it is, a watch ends with an error that says why.
-        """
-        self._draining = True
-        for call, waiting in list(self._waiting.items()):
-            del self._waiting[call]
-            self.desk.leave(waiting.waiter)
-            self.desk.look(waiting.job_id, waiting.tenant, self._answer(call, "Result", self._found))
-        for call, watch in list(self._watches.items()):
-            del self._watches[call]
-            self.desk.leave(watch.waiter)
-            self.outbox.append((FAIL, call, DRAINING))
-
     # --- Calls --------------------------------------------------------------------------------------------------------
 
     def _submit(self, event: Event) -> None:
         _, call, _, body, _, peer, metadata = event
-        if self._draining:
-            self.outbox.append((FAIL, call, DRAINING))
-            return
         job = self._submissions.read(body or b"", self._intake.tenant(peer, metadata))
         self.desk.submit(job, self._answer(call, "Submit", self.told))
 
@@ -169,29 +153,25 @@ class JobService:
         tenant = self._intake.tenant(peer, metadata)
         now = self._intake.clock()
         until = min(now + wait, self._latest(deadline, now))
-        if until <= now or self._draining:
-            self.desk.look(job_id, tenant, self._answer(call, "Result", self._found))
+        answer = self._answer(call, "Result", self._found)
+        if until <= now:
+            self.desk.look(job_id, tenant, answer)
             return
-        waiting = self._waiting[call] = _Waiting(self, call, peer, job_id, tenant)
-        try:
-            waiting.waiter = self.desk.wait(job_id, tenant, id(peer), until, waiting.done)
-        except BaseException:
-            self._waiting.pop(call, None)
-            raise
+
+        def done(outcome: Found | ForebayError) -> None:
+            if self._waiting.pop(call, None) is not None:
+                answer(outcome)
+
+        # The peer is kept so that no other connection gets the same `id` meanwhile.
+        self._waiting[call] = self.desk.wait(job_id, tenant, id(peer), until, done), peer
 
     def _watch(self, event: Event) -> None:
         _, call, _, body, _, peer, metadata = event
         request = job_service_pb2.WatchJobRequest.FromString(body or b"")
-        if self._draining:
-            self.outbox.append((FAIL, call, DRAINING))
-            return
         tenant = self._intake.tenant(peer, metadata)
-        watch = self._watches[call] = _Watch(self, call, peer)
-        try:
-            watch.waiter = self.desk.watch(_known_form(request.id), tenant, id(peer), watch.tell)
-        except BaseException:
-            self._watches.pop(call, None)
-            raise
+        watch = _Watch(self, call, peer)
+        watch.waiter = self.desk.watch(_known_form(request.id), tenant, id(peer), watch.tell)
+        self._watches[call] = watch
 
     def _cancel(self, event: Event) -> None:
         _, call, _, body, _, peer, metadata = event
@@ -228,7 +208,7 @@ class JobService:
     def _stop_waiting(self, event: Event) -> None:
         waiting = self._waiting.pop(event[1], None)
         if waiting is not None:
-            self.desk.leave(waiting.waiter)
+            self.desk.leave(waiting[0])
 
     def _stop_watching(self, event: Event) -> None:
         watch = self._watches.pop(event[1], None)
@@ -247,11 +227,6 @@ class JobService:
             if watch.untold is not None:
                 job, watch.untold = watch.untold, None
                 watch.tell(job)
-
-    def found_by(self, waiting: "_Waiting", outcome: Found | ForebayError) -> None:
-        """One who waits is told."""
-        if self._waiting.pop(waiting.call, None) is not None:
-            self._answer(waiting.call, "Result", self._found)(outcome)
 
     def seen_by(self, watch: "_Watch", outcome: Job | ForebayError) -> None:
         """One who watches is told: a job, or why there is nothing more."""
@@ -324,25 +299,6 @@ class JobService:
         return handle
 
 
-class _Waiting:
-    """A `Result` that waits."""
-
-    __slots__ = ("_service", "call", "job_id", "peer", "tenant", "waiter")
-
-    def __init__(self, service: JobService, call: int, peer: Peer | None, job_id: str, tenant: str) -> None:
-        self._service = service
-        self.call = call
-        self.peer = peer
-        """Kept, so that no other connection gets the same `id` meanwhile."""
-        self.job_id = job_id
-        self.tenant = tenant
-        self.waiter: Any = None
-
-    def done(self, outcome: Found | ForebayError) -> None:
-        """The desk tells."""
-        self._service.found_by(self, outcome)
-
-
 class _Watch:
     """A `WatchJob`."""
 
@@ -352,7 +308,7 @@ class _Watch:
         self._service = service
         self.call = call
         self.peer = peer
-        """Kept, as above."""
+        """Kept, as for one who waits."""
         self.full = False
         """The caller does not read. It is told the latest when it does."""
         self.untold: Job | None = None

@@ -12,6 +12,7 @@ import pytest
 
 from forebay_server.errors import JobNotFound
 from forebay_server.jobs.memory import MemoryStore
+from forebay_server.jobs.sqlite import SqliteStore
 from forebay_server.jobs.states import JobState
 from forebay_server.jobs.store import (
     Backlog,
@@ -42,8 +43,19 @@ def memory(_request) -> Callable[[], Place]:
     return lambda: lambda clock: MemoryStore(clock=clock)
 
 
+def sqlite(request) -> Callable[[], Place]:
+    folder, numbers = request.getfixturevalue("tmp_path_factory").mktemp("stores"), count()
+
+    def place() -> Place:
+        path = folder / f"{next(numbers)}.db"
+        return lambda clock: SqliteStore(path, clock=clock)
+
+    return place
+
+
 STORES: dict[str, Callable[[pytest.FixtureRequest], Callable[[], Place]]] = {
     "memory": memory,
+    "sqlite": sqlite,
 }
 DURABLE = [name for name in STORES if name != "memory"]
 """Those that keep what they have when they are closed."""
@@ -61,8 +73,10 @@ class World:
     EXPIRED = b"expired"
     CRASHED = b"crashed"
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, lasts: bool) -> None:
         self.place = place
+        self.lasts = lasts
+        """Whether the store keeps what it has when it is closed."""
         self.now = START
         self.told: list = []
         self.open()
@@ -168,10 +182,16 @@ class World:
         return self.ended(state, **values)
 
 
+def make_world(request, name) -> Callable[[], World]:
+    """Each call gives a new, empty, open store of a kind."""
+    prepare = STORES[name](request)
+    return lambda: World(prepare(), lasts=name in DURABLE)
+
+
 @pytest.fixture(params=STORES)
 def world(request):
     """A new, empty, open store of each kind."""
-    world = World(STORES[request.param](request)())
+    world = make_world(request, request.param)()
     yield world
     world.store.close()
 
@@ -179,6 +199,12 @@ def world(request):
 @pytest.fixture(params=DURABLE)
 def lasting(request):
     """The same, of each kind that lasts."""
-    world = World(STORES[request.param](request)())
+    world = make_world(request, request.param)()
     yield world
     world.store.close()
+
+
+@pytest.fixture
+def worlds(request):
+    """What makes a new, empty, open store, for every kind by its name."""
+    return {name: make_world(request, name) for name in STORES}

@@ -117,6 +117,18 @@ def test_a_released_job_waits_for_its_delay(world):
     assert ids(world.claim(2)) == [first.id, fourth.id]
 
 
+def test_a_clock_that_is_set_back_keeps_nothing_waiting(world):
+    """What has no delay can be claimed at any time."""
+    jobs = [world.submit() for _ in range(3)]
+    world.renew()
+    world.claim()
+    world.release(jobs[0], attempt=1)
+    world.now -= 3600.0
+    assert world.backlog()[0].ready == 0.0
+    world.renew("p")
+    assert ids(world.claim(3, owner="p")) == [job.id for job in jobs]
+
+
 def test_a_claimed_job_is_nobody_elses(world):
     """As long as its owner lives."""
     job = world.running(owner="o")

@@ -1,0 +1,472 @@
+"""The operations of a store as SQLite statements. Inside a transaction of `sqlite.SqliteStore`, which alone calls this.
+
+Operations come as runs of the same kind, so that a statement is prepared once and run for many rows. There is one
+connection and one thread: what a SELECT has found is still so when the UPDATE comes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from math import inf
+from typing import Any, Final
+
+import apsw
+import structlog
+
+from forebay_server.errors import ForebayError, Internal, JobKeyReused, JobNotFound
+from forebay_server.jobs.payloads import LARGE, PayloadLost, Payloads
+from forebay_server.jobs.sqlite_backlog import FlowKey, Lines
+from forebay_server.jobs.states import FINAL, JobState
+from forebay_server.jobs.store import (
+    DUE_ANYWAY,
+    SUSPECT_CRASHES,
+    Backlog,
+    Cancel,
+    Claim,
+    Claimed,
+    ClaimLost,
+    Delivered,
+    Deliveries,
+    Delivery,
+    Finish,
+    Found,
+    Get,
+    Job,
+    Operation,
+    Outcome,
+    Page,
+    Purge,
+    Reap,
+    Release,
+    Renew,
+    Submit,
+    Submitted,
+    Undelivered,
+    Waiting,
+    Webhook,
+)
+
+_log = structlog.get_logger(__name__)
+
+Row = tuple[Any, ...]
+
+_STATES: Final = (JobState.PENDING, *JobState)
+"""By number; the first is not used."""
+_HAVE_OUTCOME: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.EXPIRED})
+_ALL_SEQUENCES: Final = 2**63 - 1
+
+_JOB: Final = (
+    "id, tenant, jobs.sequence, state, model, version, served_version, priority, request_id, attempt, crashes, "
+    "created, started, ended, expires, purges"
+)
+"""The columns of a `Job`, in its order."""
+_WIDTH: Final = len(Job._fields)
+
+_INSERT: Final = f"""
+    INSERT INTO jobs (sequence, id, tenant, state, model, version, served_version, priority, request_id, attempt,
+        crashes, created, expires, suspect, due, ready, fingerprint, ttl, url, secret, message_tries)
+    VALUES (?, ?, ?, {JobState.PENDING:d}, ?, ?, 0, ?, ?, 0, 0, ?, ?, 0, ?, 0, ?, ?, ?, ?, 0)
+"""
+_CLAIMABLE: Final = f"""
+    SELECT {_JOB}, data, digest FROM jobs INDEXED BY urgency LEFT JOIN bodies USING (sequence)
+    WHERE model = ? AND tenant = ? AND priority = ? AND suspect = ? AND state = {JobState.PENDING:d}
+        AND ready <= ? AND (expires IS NULL OR expires > ?)
+    ORDER BY due, jobs.sequence LIMIT ?
+"""
+_CLAIM: Final = f"""
+    UPDATE jobs SET state = {JobState.RUNNING:d}, owner = ?, attempt = ?, started = ?, ready = 0 WHERE sequence = ?
+"""
+_END: Final = """
+    UPDATE jobs SET state = ?1, served_version = ?2, ended = ?3, purges = ?3 + ttl, owner = NULL,
+        message_due = CASE WHEN url IS NULL THEN NULL ELSE ?3 END
+"""
+_HELD: Final = f"id = ?4 AND state = {JobState.RUNNING:d} AND owner = ?5 AND attempt = ?6"
+_FINISH: Final = f"{_END} WHERE {_HELD} RETURNING {_JOB}, ?7"
+_END_ONE: Final = f"{_END} WHERE sequence = ?4 RETURNING {_JOB}"
+_RELEASE: Final = f"""
+    UPDATE jobs SET state = {JobState.PENDING:d}, owner = NULL, attempt = attempt - ?1,
+        ready = CASE ?3 WHEN 0 THEN 0 ELSE ?2 + ?3 END
+    WHERE {_HELD} RETURNING {_JOB}, ?7, suspect, ready
+"""
+_ORPHANS: Final = f"""
+    SELECT sequence FROM jobs INDEXED BY claims WHERE state = {JobState.RUNNING:d} AND owner = ?
+    ORDER BY sequence LIMIT ?
+"""
+_TAKE_OVER: Final = f"""
+    UPDATE jobs SET state = {JobState.PENDING:d}, owner = NULL, ready = 0, crashes = crashes + 1,
+        suspect = crashes + 1 >= {SUSPECT_CRASHES}
+    WHERE sequence = ? RETURNING {_JOB}, suspect
+"""
+_LATE: Final = """
+    SELECT sequence, state, model, tenant, priority, suspect FROM jobs INDEXED BY expiry
+    WHERE state < 3 AND expires IS NOT NULL AND expires <= ? ORDER BY expires, sequence LIMIT ?
+"""
+_OVER: Final = """
+    SELECT sequence FROM jobs INDEXED BY finished WHERE purges IS NOT NULL AND message_due IS NULL AND purges <= ?
+    ORDER BY purges, sequence LIMIT ?
+"""
+_DUE: Final = f"""
+    SELECT {_JOB}, url, secret, message_tries FROM jobs INDEXED BY outbox WHERE message_due IS NOT NULL
+        AND message_due <= ? ORDER BY message_due, sequence LIMIT ?
+"""
+_FLOW: Final = "model, tenant, priority, suspect"
+_LINE_END: Final = f"""
+    SELECT sequence FROM jobs INDEXED BY lines WHERE model = ? AND tenant = ? AND priority = ? AND suspect = ?
+        AND state = {JobState.PENDING:d} ORDER BY sequence
+"""
+assert JobState.RUNNING < 3 <= min(FINAL)  # noqa: S101 - what `state < 3` in the schema means
+
+
+class Rows:
+    """The jobs of an open database.
+
+    Args:
+        connection: It has the newest schema, and nobody else uses it.
+        payloads: Where large bodies are.
+        owners: When the lives of this process's owners end, by the steady clock; -inf once that was noticed. There are
+            no others: a process that opens a database has it alone.
+        lost: The outcome of a job whose payload's file is lost.
+    """
+
+    def __init__(
+        self,
+        connection: apsw.Connection,
+        payloads: Payloads,
+        owners: dict[str, float],
+        lost: bytes,
+    ) -> None:
+        # Any: the columns' types are the schema's, which the type checker does not know.
+        self._do: Callable[..., Any] = connection.execute
+        self._do_many: Callable[..., Any] = connection.executemany
+        self._payloads = payloads
+        self._owners = owners
+        self._lost = lost
+        self._lines = Lines(self._line_end)
+        self._sequence = self._before = 0
+        self._now = self._instant = 0.0
+        self.damaged: list[str] = []
+        """Jobs of the group that ended because their payload's file is lost."""
+        self.loose: set[bytes] = set()
+        """Digests of files that perhaps no row refers to any more."""
+        self._acts: dict[type, Callable[[Any], list[Outcome]]] = {
+            Submit: self._submit,
+            Claim: self._each(self._claim),
+            Finish: self._finish,
+            Release: self._release,
+            Cancel: self._each(self._cancel),
+            Get: self._each(self._get),
+            Page: self._each(self._page),
+            Renew: self._each(self._renew),
+            Reap: self._each(self._reap),
+            Purge: self._each(self._purge),
+            Backlog: self._each(self._backlog),
+            Deliveries: self._each(self._deliveries),
+            Delivered: self._each(self._delivered),
+            Undelivered: self._each(self._undelivered),
+        }
+
+    def load(self) -> None:
+        """Reads what is counted in memory."""
+        purged, there = self._do("SELECT (SELECT sequence FROM taken_in), (SELECT max(sequence) FROM jobs)").get
+        self._sequence = max(purged, there or 0)
+        pending = f"state = {JobState.PENDING:d}"
+        lines = self._do(
+            f"""
+            SELECT {_FLOW}, count(*), min(sequence), max(sequence) FROM jobs INDEXED BY lines WHERE {pending}
+            GROUP BY {_FLOW}
+            """
+        )
+        delays = self._do(f"SELECT {_FLOW}, sequence, ready FROM jobs INDEXED BY delays WHERE {pending} AND ready > 0")
+        self._lines.load(
+            ((row[:4], row[4], row[5], row[6]) for row in lines), ((row[:4], row[4], row[5]) for row in delays)
+        )
+
+    def uses(self, digest: bytes) -> bool:
+        """Whether a row refers to this file."""
+        return bool(self._do("SELECT 1 FROM bodies WHERE digest = ? LIMIT 1", (digest,)).get)
+
+    def begin(self) -> None:
+        """A group begins: what it changes in memory can be taken back."""
+        self._lines.begin()
+        self._before = self._sequence
+        self.damaged = []
+
+    def take_back(self) -> None:
+        """The group did not happen."""
+        self._lines.take_back()
+        self._sequence = self._before
+
+    def carry_out(self, operations: Sequence[Operation], *, now: float, instant: float) -> list[Outcome]:
+        """Carries out a group at `now` (seconds since 1970), which is `instant` by the clock of the owners' lives."""
+        self._now, self._instant = now, instant
+        outcomes: list[Outcome] = []
+        for kind, run in groupby(operations, type):
+            outcomes += self._acts[kind](list(run))
+        return outcomes
+
+    @staticmethod
+    def _each(act: Callable[[Any], Outcome]) -> Callable[[Any], list[Outcome]]:
+        return lambda run: [act(operation) for operation in run]
+
+    # --- Jobs -----------------------------------------------------------------------------------------------------
+
+    def _submit(self, run: list[Submit]) -> list[Outcome]:
+        now = self._now
+        outcomes: list[Outcome] = []
+        added: list[tuple[Submit, Job]] = []
+
+        def rows() -> Iterator[Row]:
+            for operation in coming:
+                self._sequence = sequence = self._sequence + 1
+                id_, tenant, model, priority = operation.id, operation.tenant, operation.model, operation.priority
+                version, key = operation.version, operation.request_id
+                after = operation.expire_after
+                expires = None if after is None else now + after
+                due = now + DUE_ANYWAY
+                if expires is not None and expires < due:
+                    due = expires
+                job = Job(
+                    id_, tenant, sequence, JobState.PENDING, model, version, 0, priority, key, 0, 0, now, None, None,
+                    expires, None,
+                )  # fmt: skip
+                outcomes.append(Submitted(job, created=True))
+                added.append((operation, job))
+                url, secret = operation.webhook or (None, None)
+                yield (
+                    sequence, bytes.fromhex(id_), tenant, model, version, priority, key, now, expires, due,
+                    operation.fingerprint, operation.ttl, url, secret,
+                )  # fmt: skip
+
+        coming = iter(run)
+        while True:
+            try:
+                self._do_many(_INSERT, rows())
+            except apsw.ConstraintError:
+                # The row that came last is there already, under its id or its key; those before it are in.
+                operation, _ = added.pop()
+                outcomes[-1] = self._same(operation)
+            else:
+                break
+        self._do_many(
+            "INSERT INTO bodies VALUES (?, ?, ?)",
+            [(job.sequence, *self._body(operation.payload)) for operation, job in added],
+        )
+        for _, job in added:
+            self._lines.add((job.model, job.tenant, job.priority, 0), job.sequence)
+        return outcomes
+
+    def _same(self, operation: Submit) -> Submitted | JobKeyReused:
+        select = f"SELECT {_JOB}, fingerprint FROM jobs WHERE"
+        row = self._do(f"{select} id = ?", (bytes.fromhex(operation.id),)).get
+        if row is None:
+            key = (operation.tenant, operation.request_id)
+            row = self._do(f"{select} tenant = ? AND request_id = ? AND request_id <> ''", key).get
+        job = _job(row)
+        if (job.tenant, row[_WIDTH]) != (operation.tenant, operation.fingerprint):
+            return JobKeyReused(f"the request id {operation.request_id!r} stands for a job with another payload")
+        return Submitted(job, created=job.id == operation.id)
+
+    def _claim(self, operation: Claim) -> list[Claimed]:
+        if not self._alive(operation.owner):
+            return []
+        now, flow = self._now, operation.flow
+        rows = self._do(_CLAIMABLE, (*flow, now, now, operation.limit)).fetchall()
+        owner = operation.owner
+        self._do_many(_CLAIM, [(owner, row[9] + 1, now, row[2]) for row in rows])
+        claimed = []
+        for row in rows:
+            self._lines.remove(flow, row[2])
+            id_, tenant, sequence, _, model, version, _, priority, key, attempt, crashes, created = row[:12]
+            job = Job(
+                id_.hex(), tenant, sequence, JobState.RUNNING, model, version, 0, priority, key, attempt + 1, crashes,
+                created, now, None, row[14], None,
+            )  # fmt: skip
+            try:
+                payload = row[16] if row[17] is None else self._payloads.get(row[17])
+            except PayloadLost as exc:
+                _log.error("job_request_lost", job=job.id, reason=str(exc))
+                self._end(sequence, JobState.FAILED, self._lost)
+                self.damaged.append(job.id)
+            else:
+                claimed.append(Claimed(job, payload))
+        return claimed
+
+    def _finish(self, run: list[Finish]) -> list[Outcome]:
+        now = self._now
+        outcomes: list[Outcome] = [None] * len(run)
+        ended = []
+        claims = [
+            (operation.state, operation.served_version, now, _key(operation.id), operation.owner, operation.attempt, n)
+            for n, operation in enumerate(run)
+        ]
+        for row in self._do_many(_FINISH, claims):
+            number = row[_WIDTH]
+            outcomes[number] = _job(row)
+            ended.append((row[2], run[number].outcome))
+        self._replace_bodies(ended)
+        return [outcome or ClaimLost() for outcome in outcomes]
+
+    def _release(self, run: list[Release]) -> list[Outcome]:
+        now = self._now
+        outcomes: list[Outcome] = [None] * len(run)
+        claims = [
+            (operation.refund, now, operation.delay, _key(operation.id), operation.owner, operation.attempt, number)
+            for number, operation in enumerate(run)
+        ]
+        for row in self._do_many(_RELEASE, claims):
+            number, suspect, ready = row[_WIDTH:]
+            outcomes[number] = job = _job(row)
+            self._lines.add((job.model, job.tenant, job.priority, suspect), job.sequence, ready)
+        return [outcome or ClaimLost() for outcome in outcomes]
+
+    def _cancel(self, operation: Cancel) -> Job | JobNotFound:
+        row = self._row(operation, ", suspect")
+        if row is None:
+            return JobNotFound(f"there is no job {operation.id}")
+        job = _job(row)
+        if job.state in FINAL:
+            return job
+        if job.state is JobState.PENDING:
+            self._lines.remove((job.model, job.tenant, job.priority, row[_WIDTH]), job.sequence)
+        return self._end(job.sequence, JobState.CANCELLED, None)
+
+    def _get(self, operation: Get) -> Found | ForebayError:
+        row = self._row(operation)
+        if row is None:
+            return JobNotFound(f"there is no job {operation.id}")
+        job = _job(row)
+        if job.state not in _HAVE_OUTCOME:
+            return Found(job, None)
+        data, digest = self._do("SELECT data, digest FROM bodies WHERE sequence = ?", (job.sequence,)).get
+        try:
+            return Found(job, data if digest is None else self._payloads.get(digest))
+        except PayloadLost as exc:
+            error = Internal()
+            _log.error("job_outcome_lost", job=job.id, reason=str(exc), error_id=error.error_id)
+            return error
+
+    def _row(self, operation: Get | Cancel, more: str = "") -> Row | None:
+        select = f"SELECT {_JOB}{more} FROM jobs WHERE id = ? AND tenant = ?"
+        row: Row | None = self._do(select, (_key(operation.id), operation.tenant)).get
+        return row
+
+    def _page(self, operation: Page) -> list[Job]:
+        rows: list[Row] = []
+        for state in operation.states or JobState:
+            model = "AND model = ?5" if operation.model else ""
+            select = f"""
+                SELECT {_JOB} FROM jobs INDEXED BY pages WHERE tenant = ?1 AND state = ?2 AND sequence < ?3 {model}
+                ORDER BY sequence DESC LIMIT ?4
+            """
+            values: Row = (operation.tenant, state, operation.before or _ALL_SEQUENCES, operation.limit)
+            rows += self._do(select, (*values, operation.model) if operation.model else values)
+        rows.sort(key=lambda row: -row[2])
+        return [_job(row) for row in rows[: operation.limit]]
+
+    def _end(self, sequence: int, state: JobState, outcome: bytes | None) -> Job:
+        row = self._do(_END_ONE, (state, 0, self._now, sequence)).get
+        self._replace_bodies([(sequence, outcome)])
+        return _job(row)
+
+    def _replace_bodies(self, bodies: Sequence[tuple[int, bytes | None]]) -> None:
+        """The jobs' outcomes instead of their requests; None: nothing."""
+        self._loosen([sequence for sequence, _ in bodies])
+        self._do_many(
+            "UPDATE bodies SET data = ?, digest = ? WHERE sequence = ?",
+            [(*self._body(data), sequence) for sequence, data in bodies if data is not None],
+        )
+        self._do_many("DELETE FROM bodies WHERE sequence = ?", [(seq,) for seq, data in bodies if data is None])
+
+    def _loosen(self, sequences: Sequence[int]) -> None:
+        if self._payloads.any:
+            select = "SELECT digest FROM bodies WHERE sequence = ? AND digest IS NOT NULL"
+            self.loose.update(row[0] for row in self._do_many(select, [(sequence,) for sequence in sequences]))
+
+    def _body(self, data: bytes) -> tuple[bytes | None, bytes | None]:
+        if len(data) <= LARGE:
+            return data, None
+        digest = self._payloads.put(data)
+        self.loose.add(digest)  # If the group fails.
+        return None, digest
+
+    # --- Time -----------------------------------------------------------------------------------------------------
+
+    def _alive(self, owner: str) -> bool:
+        return self._owners.get(owner, -inf) > self._instant
+
+    def _renew(self, operation: Renew) -> bool:
+        owner = operation.owner
+        if owner in self._owners and not self._alive(owner):
+            self._owners[owner] = -inf
+            return False
+        self._owners[owner] = self._instant + operation.seconds if operation.seconds else -inf
+        return True
+
+    def _reap(self, operation: Reap) -> list[Job]:
+        changed = []
+        for sequence, state, *flow in self._do(_LATE, (self._now, operation.limit)).fetchall():
+            if state == JobState.PENDING:
+                self._lines.remove((flow[0], flow[1], flow[2], flow[3]), sequence)
+            changed.append(self._end(sequence, JobState.EXPIRED, operation.expired))
+        running = self._do(f"SELECT DISTINCT owner FROM jobs INDEXED BY claims WHERE state = {JobState.RUNNING:d}")
+        orphans: list[int] = []
+        for (owner,) in running.fetchall():
+            if not self._alive(owner):
+                orphans += (row[0] for row in self._do(_ORPHANS, (owner, operation.limit)))
+        for sequence in sorted(orphans)[: operation.limit]:
+            row = self._do(_TAKE_OVER, (sequence,)).get
+            job = _job(row)
+            if job.attempt >= operation.max_attempts:
+                job = self._end(sequence, JobState.FAILED, operation.crashed)
+            else:
+                self._lines.add((job.model, job.tenant, job.priority, row[_WIDTH]), sequence)
+            changed.append(job)
+        return changed
+
+    def _purge(self, operation: Purge) -> int:
+        over = self._do(_OVER, (self._now, operation.limit)).fetchall()
+        if over:
+            self._loosen([row[0] for row in over])
+            self._do_many("DELETE FROM bodies WHERE sequence = ?", over)
+            self._do_many("DELETE FROM jobs WHERE sequence = ?", over)
+            self._do("UPDATE taken_in SET sequence = ?", (self._sequence,))
+        return len(over)
+
+    def _backlog(self, _operation: Backlog) -> list[Waiting]:
+        return self._lines.waiting(self._now)
+
+    def _line_end(self, flow: FlowKey, last: bool) -> int:  # noqa: FBT001 - as `Lines` asks
+        sequence: int = self._do(f"{_LINE_END} DESC LIMIT 1" if last else f"{_LINE_END} LIMIT 1", flow).get
+        return sequence
+
+    # --- Webhooks -------------------------------------------------------------------------------------------------
+
+    def _deliveries(self, operation: Deliveries) -> list[Delivery]:
+        rows = self._do(_DUE, (self._now, operation.limit)).fetchall()
+        again = self._now + operation.seconds
+        take = "UPDATE jobs SET message_due = ?, message_tries = message_tries + 1 WHERE sequence = ?"
+        self._do_many(take, [(again, row[2]) for row in rows])
+        return [Delivery(_job(row), Webhook(row[16], row[17]), row[18]) for row in rows]
+
+    def _delivered(self, operation: Delivered) -> None:
+        update = "UPDATE jobs SET message_due = NULL WHERE id = ? AND message_due IS NOT NULL"
+        self._do(update, (_key(operation.id),))
+
+    def _undelivered(self, operation: Undelivered) -> None:
+        update = "UPDATE jobs SET message_due = ? WHERE id = ? AND message_due IS NOT NULL"
+        self._do(update, (self._now + operation.delay, _key(operation.id)))
+
+
+def _job(row: Row) -> Job:
+    return Job(
+        row[0].hex(), row[1], row[2], _STATES[row[3]], row[4], row[5], row[6], row[7], row[8], row[9], row[10],
+        row[11], row[12], row[13], row[14], row[15],
+    )  # fmt: skip
+
+
+def _key(job_id: str) -> bytes:
+    """What the id is in the database; empty for what can't be one."""
+    try:
+        key = bytes.fromhex(job_id)
+    except ValueError:
+        return b""
+    return key if key.hex() == job_id else b""
