@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+pytest_plugins = ["tests.postgres"]
+
 
 class OnnxModels:
     """Makes small ONNX files in a folder. Every method gives the path of the file."""

@@ -38,7 +38,6 @@ FOREIGN = {
     "tensorrt": {"engines"},
     "apsw": {"jobs"},
     "psycopg": {"jobs"},
-    "psycopg_pool": {"jobs"},
     "httpx": {"jobs"},
     "httpcore": {"jobs"},
     "click": {"cli"},
@@ -50,7 +49,7 @@ FOREIGN = {
 ACTING = {"scheduling.runner", "scheduling.worker", "scheduling.execution"}
 IMPURE = {"asyncio", "threading", "time", "numpy", "grpc", "socket", "queue", "concurrent", "structlog"}
 
-HEAVY = {"onnxruntime", "torch", "tensorrt", "cuda", "apsw", "psycopg", "psycopg_pool", "httpx", "httpcore"}
+HEAVY = {"onnxruntime", "torch", "tensorrt", "cuda", "apsw", "psycopg", "httpx", "httpcore"}
 
 
 def room_of(module: str) -> str:

@@ -27,7 +27,6 @@ def choose_store(setting: str, *, lost: bytes) -> Store:
     if setting.startswith(_POSTGRES):
         try:
             import psycopg  # noqa: F401, PLC0415 - optional, so it is imported only where it is used
-            import psycopg_pool  # noqa: F401, PLC0415 - as above
         except ImportError as exc:
             raise ConfigError(
                 "jobs.store: PostgreSQL needs the package psycopg: install forebay with the extra `postgres`."

@@ -12,6 +12,7 @@ import pytest
 
 from forebay_server.errors import JobNotFound
 from forebay_server.jobs.memory import MemoryStore
+from forebay_server.jobs.postgres import PostgresStore
 from forebay_server.jobs.sqlite import SqliteStore
 from forebay_server.jobs.states import JobState
 from forebay_server.jobs.store import (
@@ -53,9 +54,20 @@ def sqlite(request) -> Callable[[], Place]:
     return place
 
 
+def postgresql(request) -> Callable[[], Place]:
+    server = request.getfixturevalue("postgres")
+
+    def place() -> Place:
+        url = server.url(schema=server.schema())
+        return lambda clock: PostgresStore(url, clock=clock)
+
+    return place
+
+
 STORES: dict[str, Callable[[pytest.FixtureRequest], Callable[[], Place]]] = {
     "memory": memory,
     "sqlite": sqlite,
+    "postgresql": postgresql,
 }
 DURABLE = [name for name in STORES if name != "memory"]
 """Those that keep what they have when they are closed."""

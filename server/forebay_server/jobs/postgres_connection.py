@@ -1,0 +1,159 @@
+"""Connections to PostgreSQL: how they are set up, and what their errors mean.
+
+No text from here has a password in it, so no text of libpq about a URL is passed on.
+"""
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from forebay_server.errors import ConfigError, ForebayError, StoreFull, StoreUnavailable
+from forebay_server.jobs.postgres_arrays import register
+
+if TYPE_CHECKING:
+    import psycopg
+
+OLDEST: Final = 140000
+"""The oldest version of the server, as PostgreSQL writes it."""
+ANSWER_S: Final = 10.0
+"""Seconds for a statement; a server that is slower than this is taken for unavailable."""
+RETRY_FULL: Final = 10.0
+"""Seconds after which a caller may try again when the disk is full."""
+
+_PARAMETERS: Final = {
+    "connect_timeout": "3",
+    # A peer that is gone without a word is noticed after about ten seconds.
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "target_session_attrs": "read-write",
+    "application_name": "forebay",
+}
+"""Unless the URL says otherwise."""
+
+_SETTINGS: Final = {
+    # Locks are held for milliseconds, unless their holder is frozen; then the server ends its transaction.
+    "lock_timeout": "5s",
+    "statement_timeout": f"{ANSWER_S:.0f}s",
+    "idle_in_transaction_session_timeout": "15s",
+    # Every statement has an index, and few rows. Plans that are right for the table as it was a minute ago (it may have
+    # been empty) would be a disaster now; these settings leave the one that is always right.
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_bitmapscan": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+}
+
+_REFUSED: Final = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "authentication failed for user",
+    "role ",
+    "database ",
+    "permission denied for database",
+    "certificate",
+    "server does not support SSL",
+    "invalid connection option",
+    "invalid port number",
+    "invalid value for parameter",
+    "unrecognized configuration parameter",
+)
+"""What libpq says of connections that will not work before somebody changes something. It has no codes for these."""
+
+
+def place(url: str) -> str:
+    """Where a URL leads, without its password."""
+    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - of an optional dependency
+
+    parts = conninfo_to_dict(url)
+    host = parts.get("host") or parts.get("hostaddr") or "the local server"
+    port = f":{parts['port']}" if parts.get("port") else ""
+    return f"database {parts.get('dbname') or parts.get('user') or 'of this user'!s} on {host}{port}"
+
+
+def check(url: str) -> None:
+    """Looks at a URL without using it.
+
+    Raises:
+        ConfigError: It is not one, or psycopg is not installed.
+    """
+    try:
+        import psycopg  # noqa: PLC0415 - of an optional dependency
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - as above
+    except ImportError as error:
+        raise ConfigError("jobs in PostgreSQL need the package psycopg: install forebay[postgres]") from error
+    try:
+        conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise ConfigError(
+            "jobs.store is not a valid URL of a PostgreSQL database, such as postgresql://user:password@host:5432/name"
+            " (characters such as @ and / in a password are written as %40 and %2F)"
+        ) from None  # Its text may have a part of the password.
+
+
+def connect(url: str) -> "psycopg.Connection[tuple[Any, ...]]":
+    """A connection whose commits are durable, without transactions of its own making.
+
+    Raises:
+        psycopg.Error: There is none.
+        StoreUnavailable: It can't be made durable.
+    """
+    import psycopg  # noqa: PLC0415 - of an optional dependency
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415 - as above
+
+    said = conninfo_to_dict(url)
+    parameters = {name: value for name, value in _PARAMETERS.items() if name not in said}
+    connection = psycopg.connect(make_conninfo(url, **parameters), autocommit=True)
+    register(connection)
+    try:
+        _set_up(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _set_up(connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
+    with connection.pipeline():
+        for name, value in _SETTINGS.items():
+            connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+        connection.execute(
+            "SELECT set_config('synchronous_commit', 'on', false)"
+            " WHERE current_setting('synchronous_commit') <> 'remote_apply'"
+        )
+        cursor = connection.execute("SELECT current_setting('synchronous_commit')")
+    if cursor.fetchone() not in {("on",), ("remote_apply",)}:
+        raise StoreUnavailable("the job store does not commit synchronously")
+
+
+def refused(error: "psycopg.Error", url: str) -> ConfigError | None:
+    """The sentence for an error at the start that won't go away by itself; None if it may."""
+    import psycopg  # noqa: PLC0415 - of an optional dependency
+
+    text = str(error)
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return ConfigError(f"the job store can't make or use its tables in the {place(url)}: permission denied")
+    if error.sqlstate is None and "FATAL:" in text and any(each in text for each in _REFUSED):
+        reason = text.rpartition("FATAL:")[2].strip().splitlines()[0]
+        return ConfigError(f"the job store, {place(url)}, refuses the connection: {reason}")
+    return None
+
+
+def translated(error: "psycopg.Error") -> ForebayError:
+    """What an error of a working store means for those who wait."""
+    import psycopg  # noqa: PLC0415 - of an optional dependency
+
+    if isinstance(error, psycopg.errors.DiskFull):
+        return StoreFull("the disk of the job store is full", retry_after=RETRY_FULL)
+    return StoreUnavailable("the job store does not answer")
+
+
+def cut(connection: "psycopg.Connection[Any]") -> None:
+    """Ends a connection from another thread than the one that waits on it, which gets an error."""
+    with contextlib.suppress(OSError, Exception), socket.socket(fileno=os.dup(connection.fileno())) as copy:
+        copy.shutdown(socket.SHUT_RDWR)
