@@ -17,8 +17,6 @@ from tests.chaos.audited import answer
 from tests.chaos.oracle import MODEL, Oracle, request_of, value_of
 from tests.e2e.conftest import FRONT_ENDS, eventually
 
-pytest_plugins = ["tests.postgres"]
-
 MAX_ATTEMPTS = 5
 CHAOS = Path(__file__).parent
 
