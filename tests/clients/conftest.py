@@ -1,7 +1,7 @@
 """A small real server, and both clients behind one blocking face, so that one test runs on each.
 
 The model `double` has one input `x` (FP32, any number of rows of 2) and one output `y` = 2x; `many` has two inputs. A
-first element of x that is negative makes the request fail as `FAULTS` says.
+first element of x that is negative makes the request fail as `FAULTS` says, and a REJECTED one anywhere does, too.
 """
 
 import asyncio
@@ -21,12 +21,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from forebay.v1 import (
     inference_pb2,
     inference_service_pb2_grpc,
+    job_service_pb2_grpc,
     model_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
     tensor_pb2,
 )
 from forebay_client import AsyncClient, Client, ForebayError
+from tests.clients.job_service import Jobs
 
 VIOLATION = error_details_pb2.BadRequest.FieldViolation(field="inputs[0].shape", description="is wrong")
 
@@ -38,6 +40,9 @@ FAULTS: dict[int, Fault] = {
     -3: (grpc.StatusCode.INTERNAL, "INTERNAL", "internal error 0123abcd", None),
     -4: (grpc.StatusCode.UNAVAILABLE, "DRAINING", "shutting down", None),
 }
+
+REJECTED = -9.0
+REJECTION: Fault = (grpc.StatusCode.INVALID_ARGUMENT, "INPUT_REJECTED", "this row is refused", None)
 
 
 def status_of(fault: Fault) -> status_pb2.Status:
@@ -76,6 +81,8 @@ def answer(request: inference_pb2.PredictRequest) -> inference_pb2.PredictRespon
         x = np.frombuffer(request.inputs[0].data, "<f4")
         if x.size and x[0] in FAULTS:
             return FAULTS[int(x[0])]
+        if REJECTED in x:
+            return REJECTION
         response.outputs.add(
             name="y", data_type=tensor_pb2.DATA_TYPE_FP32, shape=request.inputs[0].shape, data=(x * 2).tobytes()
         )
@@ -239,24 +246,35 @@ class Server(health_pb2_grpc.HealthServicer):
 
 
 class Running:
-    """A `Server` on a port."""
+    """A `Server` on a port, with a `Jobs` unless it keeps none. `restart` starts it again after `stop`."""
 
-    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None, *, keeps_jobs: bool = True) -> None:
         self.log = Server()
-        self.server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+        self.jobs = Jobs(answer, status_of)
+        self._credentials = credentials
+        self._keeps_jobs = keeps_jobs
+        self._start(0)
+
+    def _start(self, port: int) -> None:
+        self.server = grpc.server(ThreadPoolExecutor(80), options=[("grpc.so_reuseport", 0)])
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(self.log, self.server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self.log, self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self.log, self.server)
-        if credentials is None:
-            port = self.server.add_insecure_port("127.0.0.1:0")
+        if self._keeps_jobs:
+            job_service_pb2_grpc.add_JobServiceServicer_to_server(self.jobs, self.server)
+        if self._credentials is None:
+            self.port = self.server.add_insecure_port(f"127.0.0.1:{port}")
         else:
-            port = self.server.add_secure_port("127.0.0.1:0", credentials)
-        self.address = f"127.0.0.1:{port}"
+            self.port = self.server.add_secure_port(f"127.0.0.1:{port}", self._credentials)
+        self.address = f"127.0.0.1:{self.port}"
         self.server.start()
 
     def stop(self) -> None:
         self.log.proceed.set()
         self.server.stop(0).wait()
+
+    def restart(self) -> None:
+        self._start(self.port)
 
 
 @pytest.fixture
@@ -280,13 +298,13 @@ class SyncSurface:
 
 
 class AsyncStreamFace:
-    """An asynchronous stream as a blocking iterator."""
+    """An asynchronous iterator that a method of the client gives, as a blocking one."""
 
-    def __init__(self, surface: "AsyncSurface", args: Any, options: Any) -> None:
+    def __init__(self, surface: "AsyncSurface", method: str, args: Any, options: Any) -> None:
         self.surface = surface
 
         async def start() -> Any:
-            return surface.client.stream(*args, **options)
+            return getattr(surface.client, method)(*args, **options)
 
         self.stream = surface.run(start())
 
@@ -333,7 +351,13 @@ class AsyncSurface:
         return lambda *args, **options: self.run(getattr(self.client, name)(*args, **options))
 
     def stream(self, *args: Any, **options: Any) -> AsyncStreamFace:
-        return AsyncStreamFace(self, args, options)
+        return AsyncStreamFace(self, "stream", args, options)
+
+    def watch(self, *args: Any, **options: Any) -> AsyncStreamFace:
+        return AsyncStreamFace(self, "watch", args, options)
+
+    def jobs(self, *args: Any, **options: Any) -> AsyncStreamFace:
+        return AsyncStreamFace(self, "jobs", args, options)
 
     def close(self) -> None:
         self.run(self.client.close())
@@ -398,8 +422,8 @@ def make_server() -> Iterator[Any]:
     """Makes further servers, with TLS if wanted."""
     made: list[Running] = []
 
-    def make(credentials: grpc.ServerCredentials | None = None) -> Running:
-        made.append(Running(credentials))
+    def make(credentials: grpc.ServerCredentials | None = None, **options: Any) -> Running:
+        made.append(Running(credentials, **options))
         return made[-1]
 
     yield make

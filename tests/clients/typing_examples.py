@@ -1,5 +1,6 @@
 """How the client is used, for the type checker: never run. `assert_type` says what callers get."""
 
+import datetime as dt
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, assert_type
 
@@ -12,13 +13,17 @@ from forebay_client import (
     Client,
     ForebayError,
     Health,
+    Job,
+    JobState,
     Model,
     ModelStatistics,
     Prediction,
     PredictionStream,
     QueueFull,
+    Result,
     Timings,
     Tls,
+    Webhook,
 )
 
 
@@ -66,6 +71,26 @@ def stream(client: Client) -> None:
     client.stream("digits", images(), widow=3)  # type: ignore[call-overload]  # no such option
 
 
+def jobs(client: Client, image: npt.NDArray[np.float32]) -> None:
+    hour = dt.timedelta(hours=1)
+    job = client.submit("digits", image, version=2, outputs=["y"], priority="low", parameters={"k": 3}, ttl=hour)
+    assert_type(job, Job)
+    assert_type(job.state, JobState)
+    assert_type(job.done, bool)
+    assert_type(job.end_time, dt.datetime | None)
+    assert_type(job.estimated_wait, dt.timedelta | None)
+    client.submit("digits", image, request_id="key", expire_after=60, webhook=Webhook(url="https://x", secret="s"))
+    assert_type(client.result(job), Result)
+    assert_type(client.result(job.id, timeout=0).prediction, Prediction)
+    assert_type(client.job(job), Job)
+    assert_type(client.cancel(job.id), Job)
+    for change in client.watch(job, timeout=60):
+        assert_type(change, Job)
+    assert_type(client.jobs(states=[JobState.FAILED], model="digits"), Iterator[Job])
+    client.submit("digits", image, deadline=None)  # type: ignore[arg-type]  # it has to be acknowledged some time
+    client.result(3)  # type: ignore[arg-type]  # ids are texts
+
+
 async def asynchronous() -> None:
     async with AsyncClient("unix:/run/forebay.sock") as client:
         assert_type(await client.predict("digits", [[1.0]]), Prediction)
@@ -75,3 +100,11 @@ async def asynchronous() -> None:
         async for outcome in client.stream("digits", images(), failures="yield"):
             assert_type(outcome, Prediction | ForebayError)
         assert_type(await client.health(), Health)
+        job = await client.submit("digits", [[1.0]])
+        assert_type(job, Job)
+        assert_type(await client.result(job, timeout=5.0), Result)
+        async for change in client.watch(job):
+            assert_type(change, Job)
+        async for found in client.jobs(states=["FAILED"]):
+            assert_type(found, Job)
+        assert_type(await client.cancel(job), Job)

@@ -6,6 +6,7 @@ import pytest
 
 from forebay.v1 import error_pb2
 from forebay_server.cli.root import COMMANDS
+from forebay_server.jobs.states import TRANSITIONS
 from forebay_server.services.status import CODE_NAMES
 from tests.docs.conftest import PAGES, REPOSITORY, blocks_of
 
@@ -51,13 +52,23 @@ def test_every_reason_is_explained_with_its_code():
     assert dict(rows) == CODE_NAMES
 
 
+def test_the_states_of_jobs_are_those_of_the_code():
+    """The table of docs/jobs.md is the one that the stores keep to, and its picture has the same arrows."""
+    page = (REPOSITORY / "docs" / "jobs.md").read_text()
+    rows = re.findall(r"^\| ([A-Z]+) \| ([A-Z]+) \| ([a-z, ]+) \|$", page, re.MULTILINE)
+    expected = [(old.name, new.name, who) for old, following in TRANSITIONS.items() for new, who in following.items()]
+    assert sorted(rows) == sorted(expected)
+    picture = page.split("## The life of a job")[1].split("```")[1]
+    assert set(re.findall(r"[A-Z]{2,}", picture)) == {state.name for state in TRANSITIONS}
+
+
 def test_only_commands_that_exist_are_shown():
     """`forebay X` in a block of a page is one of the commands, and each command is shown somewhere."""
     shown = set()
     for page in PAGES:
         for block in _FENCE.findall(page.read_text()):
             for line in block.splitlines():
-                found = re.match(r"(?:\$ )?(?:until |! )?forebay (\w+)", line)
+                found = re.match(r"(?:\$ )?(?:until |! |\w+=\$\()?forebay (\w+)", line)
                 if found:
                     assert found[1] in COMMANDS, f"{page.name}: {line}"
                     shown.add(found[1])

@@ -14,6 +14,8 @@ import grpc.aio
 MAX_MESSAGE_BYTES = 16 << 20  # bytes; the server's own default
 KEEPALIVE_TIME = 30.0  # seconds; servers accept a ping every 10
 KEEPALIVE_TIMEOUT = 20.0  # seconds
+FIRST_RECONNECT = 0.1  # seconds
+LAST_RECONNECT = 5.0  # seconds
 TENANT_KEY = "x-forebay-tenant"
 USER_AGENT = "forebay-python"
 
@@ -89,6 +91,9 @@ class Target:
             "grpc.keepalive_timeout_ms": int(KEEPALIVE_TIMEOUT * 1000),
             "grpc.keepalive_permit_without_calls": 1,
             "grpc.http2.max_pings_without_data": 0,
+            # gRPC's own pauses between attempts to connect grow to two minutes: long after a server is back.
+            "grpc.initial_reconnect_backoff_ms": int(FIRST_RECONNECT * 1000),
+            "grpc.max_reconnect_backoff_ms": int(LAST_RECONNECT * 1000),
             "grpc.primary_user_agent": USER_AGENT,
         }
         if self.tls is not None and self.tls.server_name:

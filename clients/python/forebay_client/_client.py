@@ -1,16 +1,9 @@
 """The client for threads. One client is one channel: make it once, share it among threads, close it at the end."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Literal, Self, TypeVar, Unpack, overload
+from collections.abc import Iterable, Mapping
+from typing import Literal, Unpack, overload
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-from forebay.v1 import inference_pb2, inference_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
-from forebay_client import _errors
-from forebay_client._channel import MAX_MESSAGE_BYTES, Target, Tls
 from forebay_client._core import (
     DEADLINE,
     Inputs,
@@ -18,20 +11,16 @@ from forebay_client._core import (
     Priority,
     RequestBuilder,
     check_deadline,
-    only_input,
     read_prediction,
 )
 from forebay_client._exceptions import ForebayError, InvalidRequest, NotFound
-from forebay_client._models import Model, ModelStatistics, read_model, read_statistics
-from forebay_client._results import Health, Prediction
+from forebay_client._results import Prediction
 from forebay_client._stream import ITEMS_PER_MESSAGE, STREAM_DEADLINE, WINDOW, Failures, StreamCore, StreamOptions
+from forebay_client._sync_jobs import JobClient
 from forebay_client._sync_stream import PredictionStream
 
-RequestT = TypeVar("RequestT")
-ResponseT = TypeVar("ResponseT")
 
-
-class Client:
+class Client(JobClient):
     """Calls a Forebay server. Connects with the first call; any number of threads may use one client.
 
     Args:
@@ -42,32 +31,6 @@ class Client:
         max_message_bytes: The largest message, both ways.
         options: Further gRPC channel options; stronger than the client's own.
     """
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        tls: Tls | None = None,
-        tenant: str = "",
-        metadata: Mapping[str, str] | None = None,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
-        options: Sequence[tuple[str, str | int]] = (),
-    ) -> None:
-        target = Target(
-            address=address,
-            tls=tls,
-            tenant=tenant,
-            metadata=metadata or {},
-            max_message_bytes=max_message_bytes,
-            options=options,
-        )
-        self._channel = target.open()
-        self._metadata = target.call_metadata()
-        self._inference = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-        self._health = health_pb2_grpc.HealthStub(self._channel)
-        self._only_inputs: dict[tuple[str, str], str] = {}
-        self._closed = False
 
     def predict(
         self,
@@ -192,88 +155,3 @@ class Client:
             lambda messages: self._inference.StreamPredict(messages, timeout=timeout, metadata=self._metadata),
             failures,
         )
-
-    def models(self, *, deadline: float = DEADLINE) -> list[Model]:
-        """All models, by name.
-
-        Raises:
-            ForebayError: The server can't be asked.
-        """
-        found: list[Model] = []
-        request = model_service_pb2.ListModelsRequest()
-        while True:
-            page = self._invoke(self._models.ListModels, request, deadline)
-            found.extend(map(read_model, page.models))
-            if not page.next_page_token:
-                return found
-            request.page_token = page.next_page_token
-
-    def model(self, name: str, *, deadline: float = DEADLINE) -> Model:
-        """One model: its versions, what they expect, and how they batch.
-
-        Raises:
-            ModelNotFound: There is no such model.
-        """
-        request = model_service_pb2.GetModelRequest(model=name)
-        return read_model(self._invoke(self._models.GetModel, request, deadline).model)
-
-    def statistics(self, model: str = "", *, deadline: float = DEADLINE) -> list[ModelStatistics]:
-        """What the versions of a model, or of all models, have done since the server started.
-
-        Raises:
-            ModelNotFound: There is no such model.
-        """
-        request = model_service_pb2.GetStatisticsRequest(model=model)
-        response = self._invoke(self._models.GetStatistics, request, deadline)
-        return list(map(read_statistics, response.statistics))
-
-    def health(self, service: str = "", *, deadline: float = DEADLINE) -> Health:
-        """The health of the server (empty), of a service by its full name, or of a model as `model/NAME`.
-
-        Raises:
-            ForebayError: The server can't be asked.
-        """
-        try:
-            response: health_pb2.HealthCheckResponse = self._invoke(
-                self._health.Check, health_pb2.HealthCheckRequest(service=service), deadline
-            )
-        except NotFound:
-            return Health.SERVICE_UNKNOWN
-        return Health(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
-
-    def close(self) -> None:
-        """Closes the connection; calls in flight end with `Cancelled`. May be called more than once."""
-        self._closed = True
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _request(self, builder: RequestBuilder, inputs: Inputs, deadline: float) -> inference_pb2.PredictRequest:
-        if isinstance(inputs, Mapping):
-            return builder.build(inputs)
-        key = (builder.model, builder.version)
-        name = self._only_inputs.get(key)
-        if name is None:
-            name = only_input(self.model(builder.model, deadline=deadline), builder.version)
-            self._only_inputs[key] = name
-        return builder.build({name: inputs})
-
-    def _invoke(
-        self, method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT, deadline: float
-    ) -> ResponseT:
-        """Every unary call goes through here: the place for retries and hedging."""
-        self._check_open()
-        try:
-            return method(request, timeout=check_deadline(deadline), metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise _errors.from_rpc(error) from error
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the client is closed")

@@ -1,6 +1,7 @@
 """What both clients share: how a request is built and a response read. Pure: no channel, no thread, no clock."""
 
 import math
+import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -36,6 +37,11 @@ def check_deadline(deadline: float) -> float:
     if not 0 < deadline < math.inf:
         raise ValueError(f"a deadline is a positive number of seconds, not {deadline}")
     return deadline
+
+
+def new_key() -> str:
+    """An idempotency key that nobody else has: 128 random bits."""
+    return secrets.token_hex(16)
 
 
 class RequestBuilder:

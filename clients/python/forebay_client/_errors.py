@@ -1,6 +1,6 @@
 """From gRPC's errors to ours: one table of reasons, one of status codes, and the reading of error details.
 
-Pure: both clients use it, and stream items as well, whose errors are `google.rpc.Status` messages.
+Pure: both clients use it, for calls, and for stream items and jobs, whose errors are `google.rpc.Status` messages.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from forebay_client import _exceptions as exceptions
+from forebay_client._jobs import Job
 
 DOMAIN = "forebay"
 STATUS_TRAILER = "grpc-status-details-bin"
@@ -33,11 +34,11 @@ BY_REASON: dict[str, type[exceptions.ForebayError]] = {
     "INVALID_TENSOR": exceptions.InvalidRequest,
     "INPUT_REJECTED": exceptions.InputRejected,
     "UNSUPPORTED": exceptions.Unsupported,
-    "PAYLOAD_QUARANTINED": exceptions.ModelFailed,
-    "JOB_NOT_FOUND": exceptions.NotFound,
-    "JOB_KEY_REUSED": exceptions.InvalidRequest,
-    "STORE_FULL": exceptions.Overloaded,
-    "STORE_UNAVAILABLE": exceptions.Unavailable,
+    "PAYLOAD_QUARANTINED": exceptions.PayloadQuarantined,
+    "JOB_NOT_FOUND": exceptions.JobNotFound,
+    "JOB_KEY_REUSED": exceptions.JobKeyReused,
+    "STORE_FULL": exceptions.StoreFull,
+    "STORE_UNAVAILABLE": exceptions.StoreUnavailable,
     "INTERNAL": exceptions.InternalError,
 }
 """The class of each reason of the contract; a test keeps it total."""
@@ -94,9 +95,16 @@ def from_cancellation() -> exceptions.Cancelled:
     return exceptions.Cancelled("the client was closed during the call")
 
 
-def from_status(status: status_pb2.Status, *, index: int | None = None) -> exceptions.ForebayError:
-    """The exception for the error of a stream's item."""
-    return _make(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status, None, index)
+def from_status(
+    status: status_pb2.Status,
+    *,
+    index: int | None = None,
+    job: Job | None = None,
+    kind: type[exceptions.ForebayError] | None = None,
+) -> exceptions.ForebayError:
+    """The exception for the error of a stream's item, or of a job; of the class `kind` if that is given."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    return _make(code, status.message, status, None, index=index, job=job, kind=kind)
 
 
 def _make(
@@ -104,7 +112,10 @@ def _make(
     message: str,
     status: status_pb2.Status,
     pushback: float | None,
+    *,
     index: int | None = None,
+    job: Job | None = None,
+    kind: type[exceptions.ForebayError] | None = None,
 ) -> exceptions.ForebayError:
     info = error_details_pb2.ErrorInfo()
     retry_delay = pushback
@@ -125,7 +136,8 @@ def _make(
             )
     reason = info.reason if info.domain == DOMAIN else ""
     facts = dict(info.metadata)
-    return _class_of(code, reason, message, retry_delay)(
+    kind = kind or _class_of(code, reason, message, retry_delay)
+    return kind(
         message,
         code=code,
         reason=reason,
@@ -134,6 +146,7 @@ def _make(
         error_id=facts.pop("error_id", ""),
         details=facts,
         index=index,
+        job=job,
     )
 
 
@@ -163,4 +176,5 @@ def again(
         details=error.details,
         index=index,
         taken=taken,
+        job=error.job,
     )

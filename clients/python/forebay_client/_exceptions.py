@@ -3,10 +3,13 @@
 * ForebayError
     * InvalidRequest            INVALID_ARGUMENT, OUT_OF_RANGE; has `violations`
         * InputRejected
+        * JobKeyReused          ALREADY_EXISTS
     * NotFound                  NOT_FOUND
         * ModelNotFound
         * VersionNotFound
+        * JobNotFound
     * ModelFailed               FAILED_PRECONDITION
+    * PayloadQuarantined        FAILED_PRECONDITION
     * Unsupported               UNIMPLEMENTED
     * MessageTooLarge           RESOURCE_EXHAUSTED, never to be retried
     * Denied                    PERMISSION_DENIED, UNAUTHENTICATED
@@ -14,15 +17,20 @@
         * QueueFull
         * BytesLimit
         * TenantQuota
+        * StoreFull
     * DeadlineExceeded          DEADLINE_EXCEEDED
         * DeadlineUnreachable
         * DeadlineExpired
+        * JobExpired
+        * JobNotFinished        raised here: it may finish later
     * Unavailable               UNAVAILABLE
         * Draining
         * EngineUnavailable
         * EngineRestarted
         * ModelLoading
+        * StoreUnavailable
     * Cancelled                 CANCELLED, ABORTED
+        * JobCancelled          raised here, for a job
     * InternalError             INTERNAL and every other code; has `error_id`
         * BadResponse           raised here: the server's answer can't be read
 
@@ -35,6 +43,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import grpc
+
+from forebay_client._jobs import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +72,7 @@ class ForebayError(Exception):
         index: Which item of a stream failed, counted from 0; None if it was a call, or the stream itself.
         taken: With an error of the stream itself: how many items were taken from the source. Every one of them has had
             its own outcome, so the rest begins with this one. Else None.
+        job: The job, with errors of the job itself; else None.
     """
 
     default_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
@@ -78,6 +89,7 @@ class ForebayError(Exception):
         details: Mapping[str, str] | None = None,
         index: int | None = None,
         taken: int | None = None,
+        job: Job | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -89,6 +101,7 @@ class ForebayError(Exception):
         self.details = dict(details or {})
         self.index = index
         self.taken = taken
+        self.job = job
 
     def __str__(self) -> str:
         cause = f"{self.code.name} ({self.reason})" if self.reason else self.code.name
@@ -110,6 +123,12 @@ class InputRejected(InvalidRequest):
     """The model refused this input, or failed on it alone. Do not retry."""
 
 
+class JobKeyReused(InvalidRequest):
+    """The idempotency key stands for a job with another payload. Use another one."""
+
+    default_code = grpc.StatusCode.ALREADY_EXISTS
+
+
 class NotFound(ForebayError):
     """There is no such thing. Do not retry."""
 
@@ -124,8 +143,18 @@ class VersionNotFound(NotFound):
     """The model has no such version or label."""
 
 
+class JobNotFound(NotFound):
+    """There is no such job, or it is another tenant's, or its outcome has been deleted."""
+
+
 class ModelFailed(ForebayError):
     """The model failed to load or is unloaded: an operator has to act. Do not retry."""
+
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class PayloadQuarantined(ForebayError):
+    """Each server that ran this job went away before it had finished. Do not submit it again as it is."""
 
     default_code = grpc.StatusCode.FAILED_PRECONDITION
 
@@ -166,6 +195,10 @@ class TenantQuota(Overloaded):
     """The tenant's own part of the queue is full."""
 
 
+class StoreFull(Overloaded):
+    """The disk of the job store is full."""
+
+
 class DeadlineExceeded(ForebayError):
     """The deadline passed. Retry only with more time."""
 
@@ -178,6 +211,14 @@ class DeadlineUnreachable(DeadlineExceeded):
 
 class DeadlineExpired(DeadlineExceeded):
     """The deadline passed before the result was there; mostly while the request waited."""
+
+
+class JobExpired(DeadlineExceeded):
+    """The job had not finished by its `expire_time`."""
+
+
+class JobNotFinished(DeadlineExceeded):
+    """The job has not finished within the time that was waited; `job` is how it stands. Ask again later."""
 
 
 class Unavailable(ForebayError):
@@ -202,10 +243,18 @@ class ModelLoading(Unavailable):
     """The model is being loaded or warmed up. Retry later, or elsewhere."""
 
 
+class StoreUnavailable(Unavailable):
+    """The job store does not answer. Retry; it is not known whether the call had its effect."""
+
+
 class Cancelled(ForebayError):
     """The call was cancelled, here or on its way."""
 
     default_code = grpc.StatusCode.CANCELLED
+
+
+class JobCancelled(Cancelled):
+    """The job was cancelled before it had finished."""
 
 
 class InternalError(ForebayError):

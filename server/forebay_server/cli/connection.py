@@ -1,4 +1,4 @@
-"""The options of the commands that call a server, and the client that they make."""
+"""The options of the commands that call a server, the client that they make, and the model that they are about."""
 
 import os
 from collections.abc import Callable
@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
 
+from forebay_server.cli.guard import Failed
+from forebay_server.errors import ConfigError
+
 if TYPE_CHECKING:
-    from forebay_client import Client
+    from forebay_client import Client, ModelVersion
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -78,3 +81,30 @@ def connect(connection: Connection) -> "Client":
             server_name=connection["tls_name"],
         )
     return Client(connection["address"], tls=tls, tenant=connection["tenant"])
+
+
+def find_model(client: "Client", name: str, version: str) -> "tuple[str, ModelVersion]":
+    """The model that a command is about, by its name, and its version.
+
+    Args:
+        client: Asks the server.
+        name: The name; empty: the only one of the server.
+        version: A number or a label; empty: the default.
+
+    Raises:
+        ConfigError: It is not clear which model is meant.
+        Failed: There is no such version.
+    """
+    if name:
+        model = client.model(name)
+    else:
+        models = client.models()
+        if len(models) != 1:
+            names = ", ".join(model.name for model in models) or "none"
+            raise ConfigError(f"the server has not just one model; name one with --model ({names})")
+        model = models[0]
+    found = model.find(version)
+    if found is None:
+        what = f"has no version {version!r}" if version else "has no version that is ready"
+        raise Failed(f"model {model.name!r} {what}")
+    return model.name, found

@@ -1,27 +1,23 @@
 """`forebay predict` and `forebay stream`: send the rows of files to a model, and collect the results in order."""
 
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from forebay_server.cli.connection import Connection, client_options, connect
-from forebay_server.cli.guard import Failed
+from forebay_server.cli.connection import Connection, client_options, connect, find_model
+from forebay_server.cli.progress import Advance, progress
 from forebay_server.errors import ConfigError
 
 if TYPE_CHECKING:
-    from forebay_client import Client, ForebayError, ModelVersion, Prediction
+    from forebay_client import Client, ForebayError, Prediction
     from forebay_server.cli.results import Results
     from forebay_server.cli.rows import Rows
 
     Outcome = Prediction | ForebayError
-
-Advance = Callable[[int], None]
 
 
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -133,12 +129,12 @@ def stream(
                 for outcome in outcomes:
                     stop = min(done + step, rows.total)
                     results.add(done, stop, outcome)
-                    advance(stop - done)
+                    advance(stop - done, failed=stop - done if isinstance(outcome, ForebayError) else 0)
                     done = stop
             except ForebayError as error:
                 if done < rows.total:  # what was never sent fails with the stream
                     results.add(done, rows.total, error)
-                    advance(rows.total - done)
+                    advance(rows.total - done, failed=rows.total - done)
 
     _command(model, version, inputs, output, deadline, connection, run)
 
@@ -160,36 +156,15 @@ def _command(
         raise ConfigError(f"--deadline is a positive number of seconds, not {deadline:g}")
     check_place(output)
     with connect(connection) as client:
-        name, found = _model(client, model, version)
+        name, found = find_model(client, model, version)
         rows = read_rows(found, inputs)
         results = Results(batched=rows.batched)
         start = time.monotonic()
-        with _progress(rows.total) as advance:
+        with progress(rows.total) as advance:
             run(client, name, rows, results, advance)
         seconds = time.monotonic() - start
     results.write(output)
-    rate = f", {results.rows / seconds:,.0f} rows/s" if seconds > 0 else ""
-    click.echo(f"{results.rows:,} rows in {seconds:.2f} s{rate}, {results.failed:,} failed", err=True)
-    for cause in results.causes():
-        click.echo(f"  {cause}", err=True)
-    if results.failures:
-        raise Failed(f"{results.failed:,} of {results.rows:,} rows have no result")
-
-
-def _model(client: "Client", name: str, version: str) -> "tuple[str, ModelVersion]":
-    if name:
-        model = client.model(name)
-    else:
-        models = client.models()
-        if len(models) != 1:
-            names = ", ".join(model.name for model in models) or "none"
-            raise ConfigError(f"the server has not just one model; name one with --model ({names})")
-        model = models[0]
-    found = model.find(version)
-    if found is None:
-        what = f"has no version {version!r}" if version else "has no version that is ready"
-        raise Failed(f"model {model.name!r} {what}")
-    return model.name, found
+    results.report(seconds)
 
 
 def _outcome(client: "Client", model: str, inputs: dict[str, Any], version: str, deadline: float) -> "Outcome":
@@ -203,20 +178,6 @@ def _outcome(client: "Client", model: str, inputs: dict[str, Any], version: str,
 
 def _collect(waiting: "deque[tuple[int, int, Future[Outcome]]]", results: "Results", advance: Advance) -> None:
     start, stop, future = waiting.popleft()
+    failed = results.failed
     results.add(start, stop, future.result())
-    advance(stop - start)
-
-
-@contextmanager
-def _progress(rows: int) -> Iterator[Advance]:
-    """A bar on stderr; nothing where that is not a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _rows: None
-        return
-    from rich.console import Console  # noqa: PLC0415  # heavy
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn  # noqa: PLC0415  # heavy
-
-    columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("rows", total=rows)
-        yield lambda count: bar.advance(task, count)
+    advance(stop - start, failed=results.failed - failed)

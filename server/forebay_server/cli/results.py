@@ -1,7 +1,7 @@
 """Puts the outcomes of many requests together again, row by row, and writes them: `.npz`, `.npy`, `.json`, `.csv`.
 
 The rows of a file are those of the input, in its order and complete: a failed row is null in JSON, empty in CSV, and in
-arrays NaN, 0 or an empty text, with their numbers in `failed_rows`. Called by `predict` and `stream`.
+arrays NaN, 0 or an empty text, with their numbers in `failed_rows`. Called by the commands that give results.
 """
 
 import base64
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+import click
 import numpy as np
 import numpy.typing as npt
 
@@ -32,7 +33,14 @@ class Failure(NamedTuple):
 
     start: int
     stop: int
-    error: "ForebayError"
+    code: str
+    """The name of the status code."""
+    reason: str
+    message: str
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"rows": [self.start, self.stop], "code": self.code, "reason": self.reason, "message": self.message}
 
 
 class Results:
@@ -48,29 +56,32 @@ class Results:
         self.failures: list[Failure] = []
         self.rows = 0
         """Rows with an outcome."""
+        self.failed = 0
+        """Those without a result."""
 
     def add(self, start: int, stop: int, outcome: "Prediction | ForebayError") -> None:
         """An outcome of these rows; in their order."""
-        self.rows += stop - start
         if isinstance(outcome, Exception):
-            self.failures.append(Failure(start, stop, outcome))
-            self._pieces.append((start, stop, None))
+            self.fail(Failure(start, stop, outcome.code.name, outcome.reason, outcome.message))
         else:
+            self.rows += stop - start
             self._pieces.append((start, stop, outcome))
 
-    @property
-    def failed(self) -> int:
-        """Rows without a result."""
-        return sum(failure.stop - failure.start for failure in self.failures)
+    def fail(self, failure: Failure) -> None:
+        """These rows have no result; in the order of rows."""
+        self.rows += failure.stop - failure.start
+        self.failed += failure.stop - failure.start
+        self.failures.append(failure)
+        self._pieces.append((failure.start, failure.stop, None))
 
     def causes(self) -> Iterator[str]:
         """A line for each cause of failures: how many rows, the code, the reason, and one of the messages."""
         rows: Counter[tuple[str, str]] = Counter()
         messages: dict[tuple[str, str], str] = {}
         for failure in self.failures:
-            key = (failure.error.code.name, failure.error.reason)
+            key = (failure.code, failure.reason)
             rows[key] += failure.stop - failure.start
-            messages.setdefault(key, failure.error.message)
+            messages.setdefault(key, failure.message)
         for (code, reason), count in rows.most_common():
             yield f"{count} rows: {code}{f' ({reason})' if reason else ''}: {messages[code, reason]}"
 
@@ -94,6 +105,23 @@ class Results:
         else:
             with Path(place).open("w", encoding="utf-8", newline="") as file:
                 (self._write_csv if suffix == ".csv" else self._write_json)(file)
+
+    def report(self, seconds: float, sent: int | None = None) -> None:
+        """Says on stderr how many rows there were, how fast they came, and why some have no result.
+
+        Args:
+            seconds: How long it took.
+            sent: The rows that came in this time; None: all.
+
+        Raises:
+            Failed: Some have no result.
+        """
+        rate = f", {(self.rows if sent is None else sent) / seconds:,.0f} rows/s" if seconds > 0 else ""
+        click.echo(f"{self.rows:,} rows in {seconds:.2f} s{rate}, {self.failed:,} failed", err=True)
+        for cause in self.causes():
+            click.echo(f"  {cause}", err=True)
+        if self.failures:
+            raise Failed(f"{self.failed:,} of {self.rows:,} rows have no result")
 
     def _names(self) -> list[str]:
         return list(next((prediction for _, _, prediction in self._pieces if prediction is not None), {}))
@@ -143,15 +171,7 @@ class Results:
             },
         }
         if self.failures:
-            document["errors"] = [
-                {
-                    "rows": [failure.start, failure.stop],
-                    "code": failure.error.code.name,
-                    "reason": failure.error.reason,
-                    "message": failure.error.message,
-                }
-                for failure in self.failures
-            ]
+            document["errors"] = [failure.plain() for failure in self.failures]
         json.dump(document, file, allow_nan=True)
         file.write("\n")
 

@@ -11,6 +11,12 @@ COMMANDS: Final = {
     "config": "forebay_server.cli.config:config",
     "predict": "forebay_server.cli.predict:predict",
     "stream": "forebay_server.cli.predict:stream",
+    "batch": "forebay_server.cli.batch:batch",
+    "submit": "forebay_server.cli.jobs:submit",
+    "result": "forebay_server.cli.jobs:result",
+    "watch": "forebay_server.cli.jobs:watch",
+    "cancel": "forebay_server.cli.jobs:cancel",
+    "jobs": "forebay_server.cli.jobs:jobs",
     "models": "forebay_server.cli.models:models",
     "health": "forebay_server.cli.health:health",
 }

@@ -7,7 +7,7 @@
   columns together are the row of the only input, under names of their own or none.
 
 Numbers are cast if nothing is lost but the precision of floats. A row may be given flat if the model's shape says how
-to fold it. Called by `predict` and `stream`.
+to fold it. Called by the commands that send rows.
 """
 
 import csv

@@ -1,0 +1,188 @@
+"""Calls that take several steps, such as a list that comes in pages; `_job_plans` has those about jobs.
+
+Pure: a *plan* is a generator that says what is to be done next, a `Call` or a `Pause`, and is sent the response, or has
+the call's error thrown into it; what it returns is the result. Each client carries plans out in its own way, in a
+thread or in an event loop. Time and chance are arguments.
+
+What is safe to send again is sent again while the server is UNAVAILABLE: after a pause that grows from 0.1 s to 2 s,
+with jitter, so that the callers of a server that comes back do not all come at once.
+"""
+
+import random
+import time
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Final, NamedTuple, TypeVar
+
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+
+from forebay.v1 import inference_pb2, model_service_pb2
+from forebay_client._core import Inputs, RequestBuilder, only_input
+from forebay_client._exceptions import ForebayError, NotFound, Unavailable
+from forebay_client._models import Model, ModelStatistics, read_model, read_statistics
+from forebay_client._results import Health
+
+OUTAGE: Final = 60.0  # seconds at a stretch for which a server may be away while its jobs are waited for
+FIRST_PAUSE: Final = 0.1  # seconds
+LONGEST_PAUSE: Final = 2.0  # seconds
+
+T = TypeVar("T")
+Clock = Callable[[], float]
+Chance = Callable[[], float]
+"""Gives numbers in [0, 1)."""
+OnlyInputs = dict[tuple[str, str], str]
+"""The names of only inputs that were asked for, by model and version."""
+
+
+class Call(NamedTuple):
+    """Call this method of the server, and send its response."""
+
+    method: str
+    """Its name; no two services have methods of the same name."""
+    request: Message
+    timeout: float
+    """Seconds."""
+
+
+class Pause(NamedTuple):
+    """Do nothing for so many seconds, and send None."""
+
+    seconds: float
+
+
+Plan = Generator[Call | Pause, Any, T]
+Ask = Callable[[str, Message, float], Plan[Any]]
+"""`once` or `insist`."""
+
+
+class Pauses:
+    """The pauses between tries, longer and longer."""
+
+    __slots__ = ("_chance", "_longest")
+
+    def __init__(self, chance: Chance) -> None:
+        self._chance = chance
+        self._longest = FIRST_PAUSE
+
+    def next(self, least: float | None = None) -> float:
+        """The next one, in seconds; at least what the server asked for."""
+        pause = self._longest * (0.5 + self._chance() / 2)
+        self._longest = min(2 * self._longest, LONGEST_PAUSE)
+        return max(pause, least or 0.0)
+
+    def reset(self) -> None:
+        """Something worked: begin with short ones again."""
+        self._longest = FIRST_PAUSE
+
+
+class Patience:
+    """How long an outage is borne: to the monotonic instant `until`, and for `OUTAGE` seconds at a stretch."""
+
+    __slots__ = ("_clock", "_gone_since", "_pauses", "_until")
+
+    def __init__(self, until: float, clock: Clock, chance: Chance) -> None:
+        self._until = until
+        self._clock = clock
+        self._gone_since: float | None = None
+        self._pauses = Pauses(chance)
+
+    def after(self, error: ForebayError) -> float:
+        """The pause after a call that failed so.
+
+        Raises:
+            ForebayError: This error; there is no time for another call.
+        """
+        now = self._clock()
+        if self._gone_since is None:
+            self._gone_since = now
+        pause = self._pauses.next(error.retry_delay)
+        if now + pause >= min(self._until, self._gone_since + OUTAGE):
+            raise error
+        return pause
+
+    def restore(self) -> None:
+        """The server answered."""
+        self._gone_since = None
+        self._pauses.reset()
+
+
+# --- Single calls -------------------------------------------------------------------------------------------------
+
+
+def once(method: str, request: Message, deadline: float) -> Plan[Any]:
+    """Makes one call."""
+    return (yield Call(method, request, deadline))
+
+
+def insist(
+    method: str,
+    request: Message,
+    deadline: float,
+    *,
+    clock: Clock = time.monotonic,
+    chance: Chance = random.random,
+) -> Plan[Any]:
+    """Makes a call that does no harm if it is made twice, and makes it again while the server is UNAVAILABLE.
+
+    Raises:
+        ForebayError: It failed, or the server was UNAVAILABLE for all of the deadline.
+    """
+    until = clock() + deadline
+    pauses = Pauses(chance)
+    while True:
+        try:
+            return (yield Call(method, request, max(until - clock(), 1e-3)))  # a pause may have been a little too long
+        except Unavailable as error:
+            pause = pauses.next(error.retry_delay)
+            if clock() + pause >= until:
+                raise
+        yield Pause(pause)
+
+
+# --- Models -------------------------------------------------------------------------------------------------------
+
+
+def models(deadline: float) -> Plan[list[Model]]:
+    """All models, over all pages."""
+    found: list[Model] = []
+    request = model_service_pb2.ListModelsRequest()
+    while True:
+        page: model_service_pb2.ListModelsResponse = yield Call("ListModels", request, deadline)
+        found.extend(map(read_model, page.models))
+        if not page.next_page_token:
+            return found
+        request.page_token = page.next_page_token
+
+
+def model(name: str, deadline: float, ask: Ask = once) -> Plan[Model]:
+    """One model."""
+    response = yield from ask("GetModel", model_service_pb2.GetModelRequest(model=name), deadline)
+    return read_model(response.model)
+
+
+def statistics(name: str, deadline: float) -> Plan[list[ModelStatistics]]:
+    """What the versions of a model, or of all, have done."""
+    response = yield Call("GetStatistics", model_service_pb2.GetStatisticsRequest(model=name), deadline)
+    return list(map(read_statistics, response.statistics))
+
+
+def health(service: str, deadline: float) -> Plan[Health]:
+    """The health of a service; one that nobody knows is a state, not an error."""
+    try:
+        response = yield Call("Check", health_pb2.HealthCheckRequest(service=service), deadline)
+    except NotFound:
+        return Health.SERVICE_UNKNOWN
+    return Health(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+
+
+def build(
+    builder: RequestBuilder, inputs: Inputs, names: OnlyInputs, deadline: float, ask: Ask = once
+) -> Plan[inference_pb2.PredictRequest]:
+    """A request; asks for the name of the model's only input if the inputs have none and nobody asked before."""
+    if isinstance(inputs, Mapping):
+        return builder.build(inputs)
+    key = (builder.model, builder.version)
+    name = names.get(key)
+    if name is None:
+        name = names[key] = only_input((yield from model(builder.model, deadline, ask)), builder.version)
+    return builder.build({name: inputs})
