@@ -38,7 +38,6 @@ FOREIGN = {
     "tensorrt": {"engines"},
     "apsw": {"jobs"},
     "psycopg": {"jobs"},
-    "httpx": {"jobs"},
     "httpcore": {"jobs"},
     "click": {"cli"},
     "rich": {"cli"},
@@ -49,7 +48,7 @@ FOREIGN = {
 ACTING = {"scheduling.runner", "scheduling.worker", "scheduling.execution"}
 IMPURE = {"asyncio", "threading", "time", "numpy", "grpc", "socket", "queue", "concurrent", "structlog"}
 
-HEAVY = {"onnxruntime", "torch", "tensorrt", "cuda", "apsw", "psycopg", "httpx", "httpcore"}
+HEAVY = {"onnxruntime", "torch", "tensorrt", "cuda", "apsw", "psycopg", "httpcore"}
 
 # Modules that stand for a heavy package: nobody but they themselves import them at the top.
 STANDING_FOR = ("jobs.sqlite", "jobs.postgres")

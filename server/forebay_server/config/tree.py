@@ -190,17 +190,18 @@ class WebhooksConfig(Section, frozen=True):
     """Telling others that a job has finished. Not served yet."""
 
     allow: list[str] = []
-    """Where to: `https://host[:port][/path]`; a target must have one of these as its beginning, at a path boundary. A
-    host that begins with `*.` stands for all below it. Empty: nowhere."""
+    """Where to: `https://host[:port][/path]`, or `http://` for what may be read on the way; a target must have one of
+    these as its beginning, at a path boundary. A host that begins with `*.` stands for all below it. Empty: nowhere."""
     allow_private: bool = False
     """Also to addresses that are not public (private networks, loopback). Without it such targets are refused."""
     secrets: dict[str, str] = {}
-    """Secrets that sign messages, by the name that jobs use: `env:NAME` or `file:PATH`; the value is `whsec_` and
-    base64, or plain text."""
+    """Secrets that sign messages, by the name that jobs use: `env:NAME` or `file:PATH`. The value is `whsec_` and
+    base64, or plain text, of at least 24 bytes; several, separated by white space, sign each message."""
     timeout_s: PositiveSeconds = 10.0
-    """For one message, all in all."""
+    """For one try, all in all: looking up the host, connecting, TLS, sending, and the answer."""
     max_tries: Positive = 12
-    """Messages that are refused so many times are given up; with the growing pauses between them after about a day."""
+    """A message that has not arrived after so many tries is given up; with the growing pauses between them that is
+    after about a day."""
 
 
 class JobsConfig(Section, frozen=True):
