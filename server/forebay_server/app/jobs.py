@@ -24,7 +24,8 @@ from forebay_server.services.submissions import Submissions
 from forebay_server.services.vitals import Vitals
 from forebay_server.wire.port import Limits
 
-STORE_PATIENCE = 10.0  # seconds for what is on its way to the store when everything else has ended
+STORE_PATIENCE = 10.0  # seconds for what is on its way to the store when everything else has ended, ...
+AWAY_PATIENCE = 1.0  # ... and if the store has not answered for a while
 SHARED = "postgresql"  # the store that several servers may use
 LOST = "payload_lost"  # the error id of jobs whose payload the disk has lost; each can be told by its own id
 
@@ -124,7 +125,7 @@ class Jobs:
 
     def close(self) -> None:
         """Has the store take what is on its way to it, and closes it. While the dispatcher still moves."""
-        if not self._keeper.close(STORE_PATIENCE):
+        if not self._keeper.close(STORE_PATIENCE if self._keeper.healthy else AWAY_PATIENCE):
             _log.error("job_store_not_closed")
 
     def _model_changed(self, served: Served) -> None:

@@ -216,8 +216,12 @@ class Desk:
         self._waiters.end(Draining(DRAINING))
 
     def in_flight(self) -> int:
-        """What has to end before the server can: jobs in flight here, operations on their way, answers due."""
-        return self._runner.in_flight() + self._keeper.on_their_way() + len(self._waiters)
+        """What has to end before the server can: jobs in flight here, operations on their way, answers due.
+
+        For a store that does not answer only jobs are worth waiting: their outcomes would be lost, and they run again.
+        """
+        operations = self._keeper.on_their_way() if self._keeper.healthy else 0
+        return self._runner.in_flight() + operations + len(self._waiters)
 
     def close(self) -> None:
         """Lets go of all claims. `Keeper.close` comes next, and writes what is still on its way."""

@@ -114,3 +114,29 @@ def test_a_configuration_is_explained_without_loading(forebay, tmp_path):
     assert lines["server.drain_grace_s"][:3] == ["5.0", "s", "--set"]
     assert lines["server.drain_delay_s"][:3] == ["0.0", "s", "default"]
     assert lines["models.0.path"][:3] == ['"synthetic:"', "command", "line"]
+    assert "jobs are kept" not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("store", "sentence"),
+    [
+        ("a/jobs.db", "in the SQLite file a/jobs.db, and large ones beside it in a/jobs.db.payloads; one server at"),
+        ("memory:", "in memory: lost when the server ends"),
+        ("postgresql://u:hush@host/db", "in PostgreSQL, shared with all servers that use the same database"),
+    ],
+)
+def test_where_jobs_are_kept_is_explained(forebay, store, sentence):
+    """In a sentence, without opening it, and without a password."""
+    ended = forebay("check", "synthetic:", "--no-load", "--jobs", store)
+
+    assert ended.code == 0
+    assert f"jobs are kept {sentence}" in " ".join(ended.out.split())
+    assert "hush" not in ended.out
+
+
+def test_a_store_that_there_is_not_is_explained(forebay):
+    """One sentence."""
+    ended = forebay("check", "synthetic:", "--no-load", "--jobs", "ftp://host/x")
+
+    assert ended.code == 2
+    assert "jobs.store" in ended.err

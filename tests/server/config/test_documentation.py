@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from forebay_server.config import documentation
 from forebay_server.config.load import explain, load
@@ -41,3 +42,19 @@ def test_the_committed_page_is_current():
     page = Path(__file__).parents[3] / "docs" / "configuration.md"
 
     assert page.read_text() == documentation.markdown()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("postgresql://user:secret@host:5432/db", '"postgresql://user:***@host:5432/db"'),
+        ("postgresql://user:se%40cret@/db?host=/run&port=5", '"postgresql://user:***@/db?host=/run&port=5"'),
+        ("postgresql://host/db?password=secret&port=5", '"postgresql://host/db?password=***&port=5"'),
+        ("postgresql://user@host:5432/db", '"postgresql://user@host:5432/db"'),
+        ("https://host:443/path", '"https://host:443/path"'),
+        ("jobs.db", '"jobs.db"'),
+    ],
+)
+def test_passwords_are_not_shown(value, text):
+    """Of a URL, everything else is."""
+    assert documentation.shown(value) == text

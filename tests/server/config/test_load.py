@@ -79,6 +79,9 @@ def test_paths_in_a_file_start_at_the_file(file, tmp_path):
         "own.onnx",
     ]
     assert config.server.cache_dir == str(tmp_path / "cache")
+    for store in ("memory:", "postgresql://host/db"):
+        assert load(file=file(f'jobs.store = "{store}"')).config.jobs.store == store
+    assert load(file=file('jobs.store = "jobs.db"')).config.jobs.store == str(tmp_path / "jobs.db")
     assert (config.server.public.tls.certificate, config.server.public.tls.key) == (str(tmp_path / "c.pem"), "/k.pem")
 
 

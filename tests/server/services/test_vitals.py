@@ -102,3 +102,20 @@ def test_subscribers_hear_changes_only(board):
         board.set("x", status)
 
     assert heard == [("x", DOWN), ("x", UP), ("x", GONE)]
+
+
+def test_service_that_lacks_something(board, vitals):
+    """It alone turns, as often as it has to; draining is stronger."""
+    vitals.model("a", ready=True)
+    vitals.model("b", ready=True)
+    heard = []
+    board.subscribe(lambda name, status: heard.append((name, status)))
+
+    for able in (True, False, False, True):
+        vitals.able("models", able=able)
+
+    assert heard == [("models", DOWN), ("models", UP)]
+    vitals.able("models", able=False)
+    vitals.drain()
+    vitals.able("models", able=True)
+    assert set(board.all().values()) == {DOWN}
