@@ -11,13 +11,17 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from forebay.v1 import inference_pb2
+from forebay.v1 import inference_pb2, job_service_pb2
 from forebay_server import errors
+from forebay_server.jobs.states import JobState
+from forebay_server.jobs.store import Job, Submit
 from forebay_server.scheduling.request import Batch, Reason
 from forebay_server.services.codec import Encoder
 from forebay_server.services.inference import InferenceService
 from forebay_server.services.intake import Intake
+from forebay_server.services.jobs import JobService
 from forebay_server.services.status import failure
+from forebay_server.services.submissions import Submissions
 from forebay_server.services.validation import Rules, validate
 from forebay_server.telemetry.histogram import Histogram
 from forebay_server.tensors import FREE, DataType, ModelSpec, TensorSpec
@@ -29,6 +33,7 @@ SPEC = ModelSpec(
     batched=True,
 )
 OUTPUT = bytes(40)
+NOW = 1_700_000_000.25
 PEER = Peer(0, "127.0.0.1:1", None)
 BATCH = Batch(0, SimpleNamespace(), [], 1, 1, Reason.IDLE, None, 0.0)  # type: ignore[arg-type]  # nobody looks at it
 
@@ -45,6 +50,9 @@ class Scheduler:
 
     def cancel(self, *_arguments: Any) -> bool:
         return True
+
+    def outage(self, _key: tuple[str, int]) -> None:
+        return None
 
 
 class Outputs:
@@ -72,16 +80,20 @@ def request(request_id: str = "") -> inference_pb2.PredictRequest:
     return message
 
 
-def house() -> tuple[InferenceService, Scheduler, list[Any]]:
+def intake_of(scheduler: Scheduler) -> Intake:
     served = SimpleNamespace(
         name="digits", version=1, key=("digits", 1), spec=SPEC, config=SimpleNamespace(nan="allow"), bucket_of=tuple
     )
+    catalogue: Any = SimpleNamespace(
+        resolve=lambda name, version, routes={("digits", ""): served}: routes[name, version]
+    )
+    return Intake(catalogue, scheduler, clock=time.monotonic)
+
+
+def house() -> tuple[InferenceService, Scheduler, list[Any]]:
     scheduler = Scheduler()
     outbox: list[Any] = []
-    catalogue = SimpleNamespace(resolve={("digits", ""): served}.__getitem__)
-    catalogue.resolve = lambda name, version, routes={("digits", ""): served}: routes[name, version]
-    intake = Intake(catalogue, scheduler, clock=time.monotonic)
-    return InferenceService(intake, outbox, stream_window=4096), scheduler, outbox
+    return InferenceService(intake_of(scheduler), outbox, stream_window=4096), scheduler, outbox
 
 
 def unary(name: str, message: inference_pb2.PredictRequest) -> None:
@@ -120,6 +132,39 @@ def stream(items: int) -> None:
     measure(f"StreamPredict, {items} items per message, per item", whole, each=items)
 
 
+class Desk:
+    """Answers at once, as if the store had."""
+
+    def submit(self, job: Submit, done: Callable[[Any], None]) -> None:
+        done(
+            Job(job.id, "", 7, JobState.PENDING, "digits", "", 0, 2, job.request_id, 0, 0, NOW, None, None, None, None)
+        )
+
+    def prospect(self, _job: Job) -> tuple[int, float | None]:
+        return 3, 0.25
+
+
+def submit(name: str, message: job_service_pb2.SubmitRequest) -> None:
+    body = message.SerializeToString()
+    intake = intake_of(Scheduler())
+    outbox: list[Any] = []
+    submissions = Submissions(intake, default_ttl=60.0, max_ttl=60.0, allowed=lambda _url, _secret: None)
+    desk: Any = Desk()
+    endpoint = JobService(desk, intake, submissions, outbox).service().endpoints[0]
+
+    def whole() -> None:
+        endpoint.on_call((1, 7, 0, body, math.inf, PEER, None))
+        outbox.clear()
+
+    measure(f"Submit, {name}: parse, validate, answer", whole)
+    if not message.request_id:
+        for _ in range(2):  # the second of its length is learned from
+            InferenceService(intake, outbox).predict(
+                (1, 7, 0, message.request.SerializeToString(), math.inf, PEER, None)
+            )
+        measure(f"Submit, {name}, after a template", whole)
+
+
 def responses() -> None:
     """The ways to write a response."""
     encoder = Encoder("digits", 1, SPEC)
@@ -153,6 +198,8 @@ def main() -> None:
     unary("with a request id", request("0123456789abcdef"))
     for items in (1, 32):
         stream(items)
+    submit("plain", job_service_pb2.SubmitRequest(request=request()))
+    submit("with a key", job_service_pb2.SubmitRequest(request=request(), request_id="0123456789abcdef"))
     responses()
     error = errors.QueueFull("the queue of 'digits' is full", retry_after=0.25)
     measure("failure of an overload", lambda: failure(error))

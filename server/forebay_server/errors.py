@@ -113,9 +113,13 @@ class Draining(Unavailable):
 
 
 class EngineUnavailable(Unavailable):
-    """The engine has failed or is stuck."""
+    """The engine has failed or is stuck. `ran`: while it ran the request, which may be the cause."""
 
     reason = "ENGINE_UNAVAILABLE"
+
+    def __init__(self, message: str, *, ran: bool = False) -> None:
+        super().__init__(message)
+        self.ran = ran
 
 
 class EngineRestarted(Unavailable):

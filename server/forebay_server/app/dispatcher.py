@@ -5,11 +5,12 @@ endpoint, let the runner collect and start batches, send what there is to send. 
 threads reach it through `post`.
 """
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -33,6 +34,17 @@ _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
 
+class Timed(Protocol):
+    """A part that wants to be called again at an instant."""
+
+    @property
+    def due(self) -> float:
+        """When, monotonic seconds; infinity: not before something happens. It may change in the dispatcher's thread."""
+
+    def tick(self, now: float) -> float:
+        """Does what is due, and returns the new `due`."""
+
+
 class DispatcherEnded(Exception):
     """There is no dispatcher any more that could do it."""
 
@@ -53,6 +65,7 @@ class Dispatcher:
         endpoints: Sequence[Endpoint],
         outbox: Outbox,
         flushes: Sequence[Callable[[], None]],
+        timed: Sequence[Timed] = (),
         watchdog: float | None,
         held_bytes: Callable[[int], None],
         on_fault: Callable[[], None] | None = None,
@@ -66,6 +79,7 @@ class Dispatcher:
             endpoints: In the order of the wire's methods.
             outbox: The list into which services put their answers.
             flushes: Called at the end of each turn, before the outbox is sent (streams put results together there).
+            timed: Called in each turn in which they are due, after the events; no turn waits for longer.
             watchdog: Seconds for which it may stand still beyond what its batches may take; None: for ever.
             held_bytes: Told, every LOOK_EVERY seconds, what the front end holds.
             on_fault: Called by the thread if a fault ends it: nothing is answered any more.
@@ -77,6 +91,7 @@ class Dispatcher:
         self._endpoints = endpoints
         self._outbox = outbox
         self._flushes = tuple(flushes)
+        self._timed = tuple(timed)
         self._watchdog = watchdog
         self._resting = False
         self._budget: float | None = None
@@ -180,7 +195,8 @@ class Dispatcher:
                     handlers[event[0]][event[2]](event)
                 except Exception as fault:  # noqa: BLE001 - one event's fault must not stop all others
                     self._fault(event, fault)
-            timeout = turn(clock())
+            self._tick(now)
+            timeout = self._soonest(turn(clock()))
             for flush in flushes:
                 flush()
             if outbox:
@@ -202,6 +218,21 @@ class Dispatcher:
             columns[port.WRITABLE].append(endpoint.on_writable)
         columns[0] = [ignore] * len(self._endpoints)
         return columns
+
+    def _tick(self, now: float) -> None:
+        for part in self._timed:
+            if part.due <= now:
+                try:
+                    part.tick(now)
+                except Exception:  # noqa: BLE001 - see above: the loop goes on
+                    _log.exception("tick_failed", part=type(part).__name__)
+
+    def _soonest(self, timeout: float) -> float:
+        """Seconds until the next turn, at most: `timeout`, or until the first part is due."""
+        if not self._timed:
+            return timeout
+        due = min(part.due for part in self._timed)
+        return timeout if due == math.inf else min(timeout, max(0.0, due - self._clock()))
 
     def _guard(self, action: Callable[[], None]) -> None:
         try:

@@ -8,6 +8,7 @@ from types import FrameType
 
 import structlog
 
+from forebay_server.app.jobs import StoreNotOpened
 from forebay_server.app.log import configure_logging
 from forebay_server.app.server import Server
 from forebay_server.config.tree import Config
@@ -30,8 +31,8 @@ def serve(config: Config) -> int:
         config: All settings.
 
     Returns:
-        The exit code: 0 after a drain, 1 if a model could not be loaded or if accepted requests were left at the end of
-        the grace period, 70 after a fault of the server itself.
+        The exit code: 0 after a drain, 1 if a model could not be loaded, if the job store can't be used, or if accepted
+        requests were left at the end of the grace period, 70 after a fault of the server itself.
 
     Raises:
         ConfigError: An address is taken, a certificate can't be read, ...
@@ -57,13 +58,16 @@ def serve(config: Config) -> int:
         signal.SIGHUP: signal.signal(signal.SIGHUP, on_renew),
     }
     try:
-        server.start()
+        try:
+            server.start()
+        except StoreNotOpened as error:
+            _say(str(error))
+            return EXIT_FAILED
         stop.wait()
         if not received:
             server.close()
             failure = server.start_failure
-            sentence = failure or "a fault ended the server; the log says which"
-            print(f"forebay: {sentence}", file=sys.stderr)  # noqa: T201 - the command's one sentence
+            _say(failure or "a fault ended the server; the log says which")
             return EXIT_FAILED if failure else EXIT_FAULT
         _log.info("draining", signal=signal.Signals(received[0]).name)
         left = server.drain()
@@ -72,6 +76,11 @@ def serve(config: Config) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _say(sentence: str) -> None:
+    """The command's one sentence."""
+    print(f"forebay: {sentence}", file=sys.stderr)  # noqa: T201 - see above
 
 
 def _renew(server: Server) -> None:

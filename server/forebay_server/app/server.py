@@ -12,6 +12,7 @@ import structlog
 
 from forebay_server.app.dispatcher import Dispatcher, DispatcherEnded, endpoints_of
 from forebay_server.app.hosting import Hosting
+from forebay_server.app.jobs import Jobs
 from forebay_server.app.wiring import exposures, server_policy, wire_limits
 from forebay_server.config.tree import Config
 from forebay_server.models.catalogue import Catalogue
@@ -64,6 +65,7 @@ class Server:
         self._on_fault = on_fault
         self._unusable: set[ModelKey] = set()
         self._closed = False
+        self._jobs: Jobs | None = None
         self.addresses: dict[str, str] = {}
         self.wire_name = ""
 
@@ -72,6 +74,7 @@ class Server:
 
         Raises:
             ConfigError: An address is taken, a certificate can't be read, two models have one name, ...
+            StoreNotOpened: The job store can't be used. (A `ConfigError`, too.)
         """
         config = self._config
         clock = time.monotonic
@@ -109,6 +112,18 @@ class Server:
         ).service()
         health = HealthService(board, outbox, max_watchers=config.limits.watchers).service()
         offered: list[Service] = [inference, models, health]
+        if config.jobs.store:
+            self._jobs = Jobs(
+                config,
+                limits=limits,
+                catalogue=catalogue,
+                runner=self._runner,
+                intake=intake,
+                outbox=outbox,
+                post=self._post,
+                clock=clock,
+            )
+            offered.append(self._jobs.service)
         if config.server.reflection:
             offered += ReflectionService([service.name for service in offered], outbox).services()
         self._vitals = Vitals(
@@ -131,14 +146,13 @@ class Server:
             ),
         )
         self.wire_name = self._wire.name
-        bound = self._wire.start()
-        self.addresses = {place.name: address for place, address in zip(places, bound, strict=True)}
         self._dispatcher = Dispatcher(
             wire=self._wire,
             runner=self._runner,
             endpoints=endpoints,
             outbox=outbox,
-            flushes=[self._inference.flush, self._feed.flush],
+            flushes=[self._inference.flush, self._feed.flush, self._look_after_jobs],
+            timed=self._jobs.timed if self._jobs is not None else (),
             watchdog=config.server.watchdog_s or None,
             held_bytes=lambda held: setattr(core, "external_bytes", held),
             on_fault=self._on_fault,
@@ -152,6 +166,15 @@ class Server:
             dispatcher=self._dispatcher,
             on_failed_start=self._on_failed_start,
         )
+        if self._jobs is not None:
+            self._jobs.start()
+        try:
+            bound = self._wire.start()
+        except BaseException:
+            if self._jobs is not None:
+                self._jobs.close()
+            raise
+        self.addresses = {place.name: address for place, address in zip(places, bound, strict=True)}
         self._dispatcher.start()
         self._hosting.start()
         _log.info("listening", wire=self.wire_name, **self.addresses)
@@ -179,6 +202,14 @@ class Server:
         """
         self._wire.renew_certificates()
 
+    def _look_after_jobs(self) -> None:
+        if self._jobs is not None:
+            self._jobs.look_after(self._vitals)
+
+    def _post(self, action: Callable[[], None]) -> None:
+        # The dispatcher is made after the services.
+        self._dispatcher.post(action)
+
     def _wake(self) -> None:
         # The wire is opened after the runner was made; until then nobody has to be woken.
         self._wire.wake()
@@ -195,7 +226,7 @@ class Server:
         """Stops as callers would wish: says so, refuses new work, answers what was accepted, and closes.
 
         Returns:
-            Requests that were left without an answer when the grace period ended.
+            Requests that were left without an answer, and jobs that still ran here, when the grace period ended.
         """
         try:
             left = self._drain()
@@ -214,28 +245,42 @@ class Server:
             threading.Event().wait(server.drain_delay_s)
         call(self._refuse_new_work, max(grace, SHORTEST_CALL))
         until = time.monotonic() + grace
-        left = call(self._inference.in_flight)
+        left = call(self._in_flight)
         while left and time.monotonic() < until:
             threading.Event().wait(DRAIN_POLL)
-            left = call(self._inference.in_flight, max(until - time.monotonic(), SHORTEST_CALL))
+            left = call(self._in_flight, max(until - time.monotonic(), SHORTEST_CALL))
         return left
+
+    def _in_flight(self) -> int:
+        return self._inference.in_flight() + (self._jobs.in_flight() if self._jobs is not None else 0)
 
     def _refuse_new_work(self) -> None:
         self._inference.drain(self._config.server.drain_grace_s)
+        if self._jobs is not None:
+            self._jobs.drain()  # before the scheduler runs what waits in it
         self._runner.drain(time.monotonic())
         self._wire.drain()
 
     def close(self) -> None:
-        """Ends everything at once: what still waits is failed. Does nothing the second time."""
+        """Ends everything at once: what still waits is failed, but jobs go back. Does nothing the second time."""
         if self._closed or not self.addresses:
             return
         self._closed = True
         self._hosting.stop()
         self._dispatcher.rest(True)  # it waits for batches now
         try:
-            self._dispatcher.call(self._runner.close, CLOSE_PATIENCE)
-            self._dispatcher.stop()
+            self._dispatcher.call(self._end_work, CLOSE_PATIENCE)
         except (DispatcherEnded, TimeoutError) as fault:
             _log.error("not_closed", error=str(fault))
+        if self._jobs is not None:
+            self._jobs.close()
+        self._dispatcher.stop()
         self._wire.close(CLOSE_GRACE)
         self._hosting.close()
+
+    def _end_work(self) -> None:
+        if self._jobs is not None:
+            self._jobs.drain()
+        self._runner.close()
+        if self._jobs is not None:
+            self._jobs.let_go()  # after the last results

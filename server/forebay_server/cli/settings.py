@@ -38,6 +38,7 @@ SHORTCUTS = (
     Shortcut("--run", "models.*.engine.run", "WHERE", "Run batches auto, inline or in a worker. [auto]"),
     Shortcut("--max-batch-size", "models.*.batching.max_batch_size", "ROWS", "The most rows in a batch. [the model's]"),
     Shortcut("--max-delay-ms", "models.*.batching.max_delay_ms", "MS", "Wait so long for a fuller batch. [0]"),
+    Shortcut("--jobs", "jobs.store", "STORE", "Keep durable jobs in this file, or in postgresql://... [no jobs]"),
     Shortcut("--drain-grace-s", "server.drain_grace_s", "SECONDS", "Time to finish at shutdown. [30]"),
     Shortcut("--log-level", "log.level", "LEVEL", "debug, info, warning or error. [info]"),
     Shortcut("--log-format", "log.format", "FORMAT", "auto, text or json. [auto]"),

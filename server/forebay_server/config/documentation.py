@@ -100,8 +100,12 @@ def _sections(section: type[Section], path: str, made: Section | None) -> Iterat
         yield from _sections(found, here, default)
 
 
+_PASSWORD = re.compile(r"(?<=://)([^/@:]*:)[^@]*(?=@)|([?&]password=)[^&]*")
+"""The password in a URL, which is nobody's business."""
+
+
 def shown(value: Any) -> str:  # noqa: PLR0911  # one case for each kind of value
-    """A value as TOML writes it, or a word for what TOML can't say."""
+    """A value as TOML writes it, or a word for what TOML can't say. Passwords in URLs are left out."""
     match value:
         case None:
             return "unset"
@@ -110,7 +114,7 @@ def shown(value: Any) -> str:  # noqa: PLR0911  # one case for each kind of valu
         case bool():
             return "true" if value else "false"
         case str():
-            return msgspec.json.encode(value).decode()
+            return msgspec.json.encode(_PASSWORD.sub(r"\1\2***", value)).decode()
         case list() | tuple():
             return f"[{', '.join(map(shown, value))}]"
         case dict():

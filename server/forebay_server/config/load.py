@@ -19,13 +19,14 @@ import msgspec
 
 from forebay_server.config import schema
 from forebay_server.config.documentation import PREFIX, texts
-from forebay_server.config.tree import Config, ModelConfig, OptionValue, Section, ServerConfig, TlsConfig
+from forebay_server.config.tree import Config, JobsConfig, ModelConfig, OptionValue, Section, ServerConfig, TlsConfig
 from forebay_server.errors import ConfigError
 
 DEFAULT = "default"
 """The source of what nobody has set."""
 
 _FILES = {
+    (JobsConfig, "store"),
     (ModelConfig, "path"),
     (ServerConfig, "cache_dir"),
     (TlsConfig, "certificate"),
@@ -298,7 +299,7 @@ def shape_word(value: Any) -> str:
 
 
 def _beside(path: str, folder: Path) -> str:
-    """A path of a TOML file, seen from where the command runs. `module:object` and `synthetic:...` stay."""
+    """A path of a TOML file, seen from where the command runs. What is none, such as `synthetic:...`, stays."""
     if not path or (":" in path and not re.match(r"[^:]+\.py:", path)):
         return path
     return str(folder / path)

@@ -128,6 +128,8 @@ class Claim:
     """One that `Renew` has given a life that lasts; otherwise the outcome is empty."""
     flow: Flow
     limit: int
+    nbytes: int = 64 << 20
+    """No more jobs once their payloads have so many bytes in all; the first is claimed however large it is."""
 
 
 class Claimed(NamedTuple):

@@ -143,11 +143,11 @@ def died(books: Books, slot: Slot, batch: Batch | None, now: float) -> None:
     if model.usable:
         error = EngineRestarted("the engine failed while it ran the request")
     else:
-        error = EngineUnavailable("the model's engine has failed")
+        error = EngineUnavailable("the model's engine has failed", ran=True)
     for part in batch.parts if batch is not None else ():
         abandon(books, part, error, now)
     if not model.usable:
-        fail_all(books, model, error, now)
+        fail_all(books, model, EngineUnavailable(error.message), now)
 
 
 def abandon(books: Books, part: Part, error: ForebayError, now: float) -> None:
@@ -228,7 +228,7 @@ def _halve(books: Books, model: Model, batch: Batch, inquest: Inquest, now: floa
     rows = sum(part.rows for part in parts)
     if batch.rows == 1:
         for part in parts:
-            abandon(books, part, EngineUnavailable("the device has no memory for the request"), now)
+            abandon(books, part, EngineUnavailable("the device has no memory for the request", ran=True), now)
         return
     first: list[Part] = []
     second: list[Part] = []

@@ -7,9 +7,10 @@ Theory
 ------
 Requests to the same model with equal shapes and parameters may share a batch; they wait in a *lane*. Callers compete as
 *flows*, a (tenant, priority) each. Between flows a start-time fair queue in units of predicted engine seconds decides,
-inside a flow the earliest deadline (`shares`, `queue`). *Jobs* are a level below: they get slots that online requests
-leave empty. A request is let in if there is room for it and its deadline can be met (`admission`); an idle instance
-takes the best batch there is (`forming`); a batch that fails is cut up until the culprit is alone (`bisection`).
+inside a flow the earliest deadline as far as that is near (`shares`, `queue`). *Jobs* are a level below: they get slots
+that online requests leave empty. A request is let in if there is room for it and its deadline can be met (`admission`);
+an idle instance takes the best batch there is (`forming`); a batch that fails is cut up until the culprit is alone
+(`bisection`).
 
 Life of a request
 -----------------
@@ -60,6 +61,7 @@ Completion = tuple[Request, int, list[Piece] | None]
 
 RUNNING = State.RUNNING
 SUCCEEDED = State.SUCCEEDED
+_APART = "apart"
 _FREE_RECKONING = 16
 """A lane's cap is worked out again after each of its first batches, then after each sixteenth."""
 
@@ -74,6 +76,17 @@ class ModelFigures(NamedTuple):
     instances: int
     usable_instances: int
     wait_margin: float
+
+
+class Pace(NamedTuple):
+    """About how fast a model is."""
+
+    rows: int
+    """Of a full batch."""
+    instances: int
+    """Usable ones."""
+    row_seconds: float
+    """Engine seconds per row of a full batch; positive."""
 
 
 class Core:
@@ -142,6 +155,30 @@ class Core:
             lane = model.lanes[place] = Lane(model, key, bucket, parameters)
             reckon(lane)
         return lane
+
+    def apart(self, lane: Lane) -> Lane:
+        """A lane for what must not share a batch with others of `lane`: same model, bucket and parameters.
+
+        It is the same object each time: whoever wants a request alone in its batch admits the next one to it when that
+        one has ended. Only jobs belong there, so no online request comes in beside it. It is made in any case: if the
+        model has as many lanes as it may, an idle one is dropped.
+        """
+        model = lane.model
+        place = (_APART, lane.bucket, _comparable(lane.parameters) if lane.parameters else None)
+        found = model.lanes.get(place)
+        if found is None:
+            if len(model.lanes) >= model.policy.max_lanes:
+                _drop_lane(model)
+            found = model.lanes[place] = Lane(model, lane.key, lane.bucket, lane.parameters)
+            reckon(found)
+        return found
+
+    def outage(self, key: ModelKey) -> ForebayError | None:
+        """Why a model runs nothing now: it is not served, or no instance of it is usable. None if it does."""
+        model = self._books.models.get(key)
+        if model is None:
+            return self._no_model(key)
+        return None if model.usable else admission.no_instance(model)
 
     def _no_model(self, key: ModelKey) -> ForebayError:
         name, version = key
@@ -307,12 +344,12 @@ class Core:
         if slot in model.usable:
             model.usable.remove(slot)
             books.health.append((model.key, len(model.usable), len(model.slots)))
-        error = EngineUnavailable("the model's engine does not answer")
+        error = EngineUnavailable("the model's engine does not answer", ran=True)
         for part in slot.batch.parts if slot.batch is not None else ():
             if part.request.state in (State.WAITING, RUNNING):
                 books.fail(part.request, error, State.FAILED, now)
         if not model.usable:
-            bisection.fail_all(books, model, error, now)
+            bisection.fail_all(books, model, EngineUnavailable(error.message), now)
 
     def next_wakeup(self) -> float:
         """When to call `tick` and `next_batch` again even if nothing else happens; infinity: never."""
@@ -403,6 +440,24 @@ class Core:
     def models(self) -> list[ModelKey]:
         """The models that are served."""
         return list(self._books.models)
+
+    def pace(self, name: str) -> Pace | None:
+        """About how fast a model runs what has no deadline; None if nobody runs it now.
+
+        Of the versions that have a usable instance the largest number counts, and there the lane that has had most
+        batches; before the first batch, the bucket of which costs are known.
+        """
+        served = [model for (other, _), model in self._books.models.items() if other == name and model.usable]
+        if not served:
+            return None
+        model = max(served, key=lambda model: model.key[1])
+        if model.lanes:
+            lane = max(model.lanes.values(), key=lambda lane: lane.batches)
+        else:
+            points = model.costs.points()
+            lane = Lane(model, model.key, points[0].bucket if points else (), None)
+            reckon(lane)
+        return Pace(lane.cap, len(model.usable), lane.row_cost)
 
     def figures(self, key: ModelKey) -> ModelFigures:
         """What a model holds now. Raises KeyError if it is not served."""

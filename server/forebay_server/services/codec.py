@@ -341,6 +341,12 @@ def seconds_of(duration: duration_pb2.Duration) -> float:
     return duration.seconds + duration.nanos * 1e-9
 
 
+def length_at(body: bytes, position: int) -> tuple[int, int]:
+    """A length in a serialized message, and the position after it. Raises IndexError if it is none, or cut off."""
+    length = body[position]
+    return (length, position + 1) if length <= 0x7F else _read_varint(body, position)
+
+
 def _read_varint(body: bytes, position: int) -> tuple[int, int]:
     """An integer of at most 63 bits, and the position after it. Raises IndexError if it is longer, or cut off."""
     byte = body[position]

@@ -81,6 +81,9 @@ class Scheduler(Protocol):
     def cancel(self, request: Request, now: float) -> bool:
         """Drops a request; whether it was still waiting."""
 
+    def outage(self, key: tuple[str, int]) -> ForebayError | None:
+        """Why a model version runs nothing now; None if it does."""
+
 
 class Plan:
     """What is known about the requests to one version of a model before any has come."""
@@ -107,6 +110,11 @@ class Plan:
             encoder = Encoder(served.name, served.version, served.spec, wanted, readable=readable)
             self._encoders[wanted, readable] = encoder
         return encoder
+
+
+def priority_of(number: int) -> int:
+    """The priority that a number of the contract means; one that nobody knows is the usual one."""
+    return _PRIORITIES.get(number, Priority.NORMAL)  # type: ignore[call-overload,no-any-return]  # the contract's number
 
 
 AnInference = TypeVar("AnInference", bound=Inference)
@@ -138,10 +146,11 @@ class Intake:
         tenant_key: str = "x-forebay-tenant",
         events: list[Event] | None = None,
     ) -> None:
-        self._resolve = catalogue.resolve
+        self.resolve = catalogue.resolve
         self._lane = scheduler.lane
         self.admit = scheduler.admit
         self.cancel = scheduler.cancel
+        self.outage = scheduler.outage
         self.clock = clock
         self._default_deadline = default_deadline
         self._max_deadline = max_deadline
@@ -177,7 +186,7 @@ class Intake:
         if template is None:
             return None
         try:
-            if self._resolve(template.model, template.version) is template.served:
+            if self.resolve(template.model, template.version) is template.served:
                 return template
         except ForebayError:
             pass  # the usual way will say why
@@ -307,6 +316,25 @@ class Intake:
             ident,
         )
 
+    def check(self, message: inference_pb2.PredictRequest) -> tuple[str, int]:
+        """Checks a message as `build` does, for a request that is made later.
+
+        Returns:
+            The model version that would run it now.
+
+        Raises:
+            ForebayError: It could not be run.
+        """
+        plan = self._plan(message.model, message.version)
+        try:
+            rows, shapes, _, _, _ = validate(message, plan.rules)
+            if rows:
+                plan.served.bucket_of(shapes)
+        except ForebayError as error:
+            self._events.append(("refused", plan.key, error.reason))
+            raise
+        return plan.key
+
     def _find_lane(self, plan: Plan, shapes: Shapes, parameters: Any) -> tuple[Any, Shapes | None]:
         """The queue for some shapes and parameters, and the shapes again if they have to be padded.
 
@@ -327,7 +355,7 @@ class Intake:
 
     def _plan(self, name: str, version: str) -> Plan:
         try:
-            served = self._resolve(name, version)
+            served = self.resolve(name, version)
         except errors.NotFound:
             check_name(name, version)
             raise

@@ -8,7 +8,8 @@ The rules:
 * `model/NAME` serves while one of its versions is ready and none of its engines is stuck.
 * `""` serves from the moment when every start-up model has been ready, until draining. That a model fails later does
   not take the whole server out of a balancer: its own name tells.
-* A service serves when `""` does; inference needs a model that serves as well, if there are any.
+* A service serves when `""` does; inference needs a model that serves as well, if there are any, and a service may
+  need something of its own, such as a store.
 * Draining turns everything, for good.
 """
 
@@ -84,6 +85,7 @@ class Vitals:
         self._awaited = set(startup_models)
         self._ready: dict[str, bool] = dict.fromkeys(startup_models, False)
         self._stuck: set[str] = set()
+        self._unable: set[str] = set()
         self._draining = False
         self._update()
 
@@ -110,6 +112,12 @@ class Vitals:
             self._stuck.discard(name)
         self._update()
 
+    def able(self, service: str, *, able: bool) -> None:
+        """A service has what it needs beside the server, or has it no more. Cheap if nothing has changed."""
+        if able == (service in self._unable):
+            self._unable ^= {service}
+            self._update()
+
     def drain(self) -> None:
         """The server is shutting down."""
         self._draining = True
@@ -121,7 +129,7 @@ class Vitals:
         healthy = {name: up and ready and name not in self._stuck for name, ready in self._ready.items()}
         capable = started and (not healthy or any(healthy.values()))
         statuses: dict[str, bool] = {MODEL_PREFIX + name: serving for name, serving in healthy.items()}
-        statuses.update(dict.fromkeys(self._services, started))
+        statuses.update((service, started and service not in self._unable) for service in self._services)
         statuses.update(dict.fromkeys(self._inference, capable))
         statuses[SERVER] = started
         for name, serving in statuses.items():

@@ -48,6 +48,10 @@ class Scheduler:
         self.cancelled = []
         self.lanes = []
         self.refuse = None
+        self.lost = None
+
+    def outage(self, key):
+        return self.lost
 
     def lane(self, key, bucket, parameters):
         if isinstance(self.refuse, errors.ModelNotFound):

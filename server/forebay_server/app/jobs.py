@@ -1,0 +1,157 @@
+"""Durable jobs of a server: builds the store, the desk and the service, starts them, and ends them without loss."""
+
+import time
+from collections.abc import Callable
+
+import structlog
+
+from forebay_server.config.tree import Config
+from forebay_server.errors import ConfigError, Internal, StoreUnavailable
+from forebay_server.jobs.choose import choose_store
+from forebay_server.jobs.desk import Desk
+from forebay_server.jobs.keeper import Keeper
+from forebay_server.jobs.late import LateStore
+from forebay_server.models.catalogue import Catalogue
+from forebay_server.models.served import ModelState, Served
+from forebay_server.scheduling.runner import Runner
+from forebay_server.services import jobs as service
+from forebay_server.services.intake import Intake
+from forebay_server.services.job_requests import JobDecoder
+from forebay_server.services.jobs import JobService
+from forebay_server.services.service import Outbox
+from forebay_server.services.status import status_bytes
+from forebay_server.services.submissions import Submissions
+from forebay_server.services.vitals import Vitals
+from forebay_server.wire.port import Limits
+
+STORE_PATIENCE = 10.0  # seconds for what is on its way to the store when everything else has ended
+SHARED = "postgresql"  # the store that several servers may use
+LOST = "payload_lost"  # the error id of jobs whose payload the disk has lost; each can be told by its own id
+
+_log = structlog.get_logger(__name__)
+
+
+class StoreNotOpened(ConfigError):
+    """The job store can't be used as it is. What is wrong need not be a setting, and another time it may be right."""
+
+
+class Jobs:
+    """The jobs of a server. Everything but `start` and `close` belongs to the dispatcher's thread.
+
+    Args:
+        config: All settings; `jobs.store` is set.
+        limits: Of the front end.
+        catalogue: The models.
+        runner: Who runs requests.
+        intake: Who makes them.
+        outbox: Where answers go.
+        post: Has an action run in the dispatcher's thread.
+        clock: Monotonic seconds.
+
+    Attributes:
+        service: For the dispatcher.
+        timed: What the dispatcher has to call in time.
+
+    Raises:
+        ConfigError: The settings of jobs are wrong.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        limits: Limits,
+        catalogue: Catalogue,
+        runner: Runner,
+        intake: Intake,
+        outbox: Outbox,
+        post: Callable[[Callable[[], None]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        settings = config.jobs
+        self._store = LateStore(choose_store(settings.store, lost=status_bytes(Internal(LOST))))
+        self._keeper = Keeper(self._store, post=post, timeout=settings.store_timeout_s, clock=clock)
+        self._desk = Desk(
+            self._keeper,
+            scheduler=runner,
+            decoder=JobDecoder(intake),
+            config=settings,
+            shared=self._store.name == SHARED,
+            max_streams=limits.max_streams,
+            max_held_bytes=limits.max_held_bytes,
+            encode_error=status_bytes,
+            clock=clock,
+        )
+        submissions = Submissions(intake, default_ttl=settings.ttl_s, max_ttl=settings.max_ttl_s, allowed=_no_webhooks)
+        self.service = JobService(
+            self._desk, intake, submissions, outbox, max_send_bytes=limits.max_send_bytes
+        ).service()
+        self.timed = (self._desk, self._keeper)
+        self._catalogue = catalogue
+        self._served: set[str] = set()
+        self._draining = False
+        catalogue.subscribe(self._model_changed)
+
+    def start(self) -> None:
+        """Opens the store; one that does not answer is waited for, without holding anybody up.
+
+        Raises:
+            StoreNotOpened: It can't be used.
+        """
+        try:
+            self._keeper.start()
+        except (ConfigError, StoreUnavailable) as error:
+            raise StoreNotOpened(str(error)) from error
+        _log.info("job_store", kind=self._store.name, durable=self._store.name != "memory")
+
+    def look_after(self, vitals: Vitals) -> None:
+        """Keeps the health of the service true."""
+        vitals.able(service.NAME, able=self._keeper.healthy)
+
+    def drain(self) -> None:
+        """Takes no more jobs and claims none, gives back what does not run yet, and answers who waits."""
+        if not self._draining:
+            self._draining = True
+            self._desk.drain()
+
+    def in_flight(self) -> int:
+        """Jobs that run here, and what is on its way to or from the store."""
+        return self._desk.in_flight()
+
+    def let_go(self) -> None:
+        """Gives up the claims on what still runs: others may take it over."""
+        self._desk.close()
+
+    def close(self) -> None:
+        """Has the store take what is on its way to it, and closes it. While the dispatcher still moves."""
+        if not self._keeper.close(STORE_PATIENCE):
+            _log.error("job_store_not_closed")
+
+    def _model_changed(self, served: Served) -> None:
+        name = served.name
+        ready = any(version.state is ModelState.READY for version in self._catalogue.versions(name))
+        if ready and name not in self._served:
+            self._served.add(name)
+            self._desk.serve(name)
+        elif not ready and name in self._served:
+            self._served.discard(name)
+            self._desk.unserve(name)
+
+
+def explain_store(setting: str) -> str:
+    """In a sentence without its subject, where jobs are kept.
+
+    Raises:
+        ConfigError: Nowhere: this is no store, or something that it needs is not installed.
+    """
+    store = choose_store(setting, lost=b"")
+    if store.name == "memory":
+        return "in memory: lost when the server ends"
+    if store.name == SHARED:
+        return "in PostgreSQL, shared with all servers that use the same database"
+    path = setting.removeprefix("sqlite:")
+    return f"in the SQLite file {path}, and large ones beside it in {path}.payloads; one server at a time"
+
+
+def _no_webhooks(_url: str, _secret: str) -> tuple[str, str]:
+    return "webhook.url", "is not allowed: this server sends no webhooks"

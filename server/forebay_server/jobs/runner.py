@@ -1,0 +1,551 @@
+"""Runs jobs: claims them, has them decoded, puts them into the scheduler, and writes down what came of them.
+
+A claimed job is a `Run`. It waits here until the dispatcher has a moment to decode it (`tick` does a bounded amount per
+turn, so that online requests are not kept), then in the scheduler on the job level; its request calls `succeeded` or
+`failed`, and the end is written to the store. The attempt was counted, durably, when the job was claimed.
+
+A run that has ended is kept until its end is in the store, however long that takes: then the job's end is visible, or
+the claim turns out to be lost, and the job runs again, here or elsewhere. If too many bytes of outcomes wait for the
+store, further jobs are given back instead.
+
+Used by the dispatcher alone.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from itertools import count as counter
+from math import inf
+from typing import Final, Protocol
+
+import structlog
+
+from forebay_server.errors import Draining, ForebayError, Internal, StoreFull, Unavailable
+from forebay_server.jobs import claiming
+from forebay_server.jobs.claiming import Claiming
+from forebay_server.jobs.failpoints import reach
+from forebay_server.jobs.keeper import Keeper
+from forebay_server.jobs.lives import Lives, Owner
+from forebay_server.jobs.pending import Pending, flow_of
+from forebay_server.jobs.states import JobState
+from forebay_server.jobs.store import Claim, Claimed, ClaimLost, Finish, Flow, Job, Release
+from forebay_server.jobs.verdicts import End, verdict
+from forebay_server.scheduling.core import Pace
+from forebay_server.scheduling.request import Request, State
+from forebay_server.scheduling.runner import Runner as Scheduler
+
+DECODE_SECONDS: Final = 0.0005
+"""Time per turn for decoding what was claimed; at least one job is."""
+PACE_KEPT: Final = 0.1
+"""Seconds for which a model's speed is not looked up again."""
+LEARNING: Final = 0.2
+"""The part by which a new observation moves what is known of round trips and rows per job."""
+PAUSE_FIRST: Final = 0.1
+PAUSE_MOST: Final = 30.0
+"""Seconds for which a model is left alone that can't run jobs; doubled each time."""
+AGAIN: Final = 1.0
+"""Seconds before an end is written again for which the store had no room."""
+LEAST_BYTES: Final = 1 << 20
+"""No claim is worth it for less room."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Decoder(Protocol):
+    """Makes requests of payloads; implemented by the services, which know protobuf."""
+
+    def decode(self, payload: bytes, tenant: str, deadline: float, now: float, run: "Run") -> Request | bytes:
+        """Makes a request of level JOB.
+
+        Args:
+            payload: A serialized `PredictRequest`.
+            tenant: Whose it is.
+            deadline: Absolute monotonic seconds; infinity: none.
+            now: Monotonic seconds.
+            run: What the request's `succeed` and `fail` call: `run.succeeded` or `run.failed`, one of them, once.
+
+        Returns:
+            The request; or, for one without rows, the serialized response at once, with `run.version` set.
+
+        Raises:
+            ForebayError: It can't be run.
+        """
+
+
+class Run:
+    """A claimed job, on its way to its end."""
+
+    __slots__ = ("_runner", "claimed", "course", "ended", "job", "owner", "payload", "request", "version")
+
+    def __init__(
+        self, runner: "Runner", course: "Course", owner: Owner, job: Job, payload: bytes, claimed: float
+    ) -> None:
+        self._runner = runner
+        self.course = course
+        self.owner = owner
+        self.job = job
+        self.payload = payload
+        self.claimed = claimed
+        """When it was, monotonic seconds."""
+        self.request: Request | None = None
+        """Once it is in the scheduler."""
+        self.ended = False
+        """It has its end here; the store may not know."""
+        self.version = 0
+        """The model version that ran."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether it must not share a batch."""
+        return flow_of(self.job).suspect
+
+    def succeeded(self, response: bytes, version: int) -> None:
+        """It has its result: a serialized `PredictResponse`."""
+        self._runner.succeeded(self, response, version)
+
+    def failed(self, error: ForebayError) -> None:
+        """It has no result."""
+        self._runner.failed(self, error)
+
+
+class Course:
+    """What is claimed of one model."""
+
+    __slots__ = ("asked", "held", "model", "pace", "pace_at", "pause", "resume_at", "rows_per_job", "served")
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.served = True
+        self.held = 0
+        """Jobs that are claimed and have not ended."""
+        self.asked = 0
+        """Jobs that claims on their way may bring."""
+        self.rows_per_job = 1.0
+        self.pause = 0.0
+        """Seconds of the last pause; 0 after a success."""
+        self.resume_at = 0.0
+        """Nothing is claimed before."""
+        self.pace: Pace | None = None
+        self.pace_at = -inf
+
+
+class Runner:
+    """Runs jobs.
+
+    Args:
+        keeper: The way to the store.
+        scheduler: Who runs requests.
+        decoder: Who makes requests of payloads.
+        pending: What waits; claims and releases are counted in it.
+        claim_s: See `JobsConfig`.
+        max_attempts: See `JobsConfig`.
+        max_bytes: Payloads and outcomes that are held here at most, but for one job.
+        encode_error: A serialized `google.rpc.Status` for an error.
+        tell: Told each change of a job that is made here, with its outcome if it has one.
+        unsure: Told of a job that is no longer ours: somebody else has changed it.
+        count: Called when `pending` is not to be trusted.
+        clock: Monotonic seconds.
+
+    Attributes:
+        due: When `tick` wants to be called.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        *,
+        scheduler: Scheduler,
+        decoder: Decoder,
+        pending: Pending,
+        claim_s: float,
+        max_attempts: int,
+        max_bytes: int,
+        encode_error: Callable[[ForebayError], bytes],
+        tell: Callable[[Job, bytes | None], None],
+        unsure: Callable[[Job], None],
+        count: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._keeper = keeper
+        self._scheduler = scheduler
+        self._decoder = decoder
+        self._pending = pending
+        self._max_attempts = max_attempts
+        self._max_bytes = max_bytes
+        self._encode_error = encode_error
+        self._tell = tell
+        self._unsure = unsure
+        self._count = count
+        self._clock = clock
+        self._lives = Lives(keeper, seconds=claim_s, lost=self._lost, begun=self.look, clock=clock)
+        self._claiming = Claiming()
+        self._courses: dict[str, Course] = {}
+        self._runs: dict[str, Run] = {}
+        """By job id, until the store knows their end."""
+        self._undecoded: deque[Run] = deque()
+        self._again: list[tuple[float, int, Run, Finish | Release]] = []
+        """Ends that the store could not take, by when to try again."""
+        self._serial = counter()
+        self._in_flight = 0
+        """`held` and `asked` of all courses."""
+        self._claims = 0
+        self._bytes = 0
+        """Payloads of what has not ended, outcomes of what has, and what claims on their way may bring."""
+        self._outcome_bytes = 0
+        self._round_trip = 0.0
+        self._plan_at = 0.0
+        self._draining = False
+        self.due = 0.0
+
+    # --- For the desk ---------------------------------------------------------------------------------------------
+
+    def serve(self, model: str) -> None:
+        """Claims jobs of this model from now on."""
+        course = self._courses.get(model)
+        if course is None:
+            course = self._courses[model] = Course(model)
+        course.served = True
+        course.resume_at = course.pause = 0.0
+        course.pace_at = -inf
+        self.look()
+
+    def unserve(self, model: str) -> None:
+        """Claims no more jobs of this model."""
+        course = self._courses.get(model)
+        if course is not None:
+            course.served = False
+
+    def look(self) -> None:
+        """There may be something to claim."""
+        self._plan_at = 0.0
+        self.due = 0.0
+
+    def ended_elsewhere(self, job: Job) -> bool:
+        """A job was cancelled, or has expired: if it is in flight here it is dropped. Whether it was."""
+        run = self._runs.get(job.id)
+        if run is None:
+            return False
+        if not run.ended:
+            self._drop(run)
+        return True
+
+    def drain(self) -> None:
+        """Claims no more, and gives back what does not run yet."""
+        self._draining = True
+        now = self._clock()
+        for run in list(self._runs.values()):
+            if run.ended:
+                continue
+            request = run.request
+            if request is None:
+                self.failed(run, Draining("the server is shutting down"))
+            elif request.state is State.WAITING:
+                begun = request.scheduled is not None  # Some of its rows have run.
+                if self._scheduler.cancel(request, now):
+                    self._release(run, 0.0, refund=not begun)
+
+    def close(self) -> None:
+        """Ends the lives of this process's owners: what it still holds is free for others."""
+        self._draining = True
+        self._lives.close()
+
+    def in_flight(self) -> int:
+        """Jobs that are claimed here, and whose end the store does not know."""
+        return len(self._runs) + self._claims
+
+    def seconds(self, model: str, jobs: float) -> float | None:
+        """About how long so many jobs of a model take here, after those in flight; None if it is not served here."""
+        course = self._courses.get(model)
+        if course is None or not course.served:
+            return None
+        pace = self._pace(course, self._clock())
+        if pace is None:
+            return None
+        return (jobs + course.held) * course.rows_per_job * pace.row_seconds / pace.instances
+
+    def tick(self, now: float) -> None:
+        """Decodes, claims, renews, tries again: what is due, and no more of it than the turn allows."""
+        if self._lives.due <= now:
+            self._lives.tick(now)
+        again = self._again
+        while again and again[0][0] <= now:
+            _, _, run, operation = heappop(again)
+            self._write(run, operation)
+        if self._undecoded:
+            self._decode(now)
+        if self._plan_at <= now:
+            self._plan_at = self._claim(now)
+        due = min(self._lives.due, self._plan_at)
+        if again:
+            due = min(due, again[0][0])
+        self.due = 0.0 if self._undecoded else due
+
+    # --- Claims ---------------------------------------------------------------------------------------------------
+
+    def _claim(self, now: float) -> float:
+        """Asks for what is wanted; returns when to look again though nothing happens."""
+        owner = self._lives.current
+        if self._draining or not owner.alive or not self._keeper.healthy:
+            return inf
+        room: dict[str, int] = {}
+        waiting: dict[str, dict[Flow, int]] = {}
+        again = inf
+        for model, course in self._courses.items():
+            if not course.served:
+                continue
+            free, later = self._room(course, now)
+            again = min(again, later, self._pending.next_ready(model, now))
+            flows = self._pending.ready(model, now) if free else {}
+            if flows:
+                room[model] = free
+                waiting[model] = flows
+        left = self._max_bytes - self._bytes
+        if not room or (left < LEAST_BYTES and self._bytes):
+            return again  # The next end makes room.
+        amounts = self._claiming.choose(waiting, room, in_flight=self._in_flight, now=now)
+        each = max(1, left // max(1, len(amounts)))
+        for flow, jobs in amounts:
+            self._ask(owner, flow, jobs, each, now)
+        if self._claiming.suspects_at > now:
+            again = min(again, self._claiming.suspects_at)
+        return again
+
+    def _room(self, course: Course, now: float) -> tuple[int, float]:
+        """How many jobs of a model to ask for, and when to look again though nothing happens."""
+        if course.resume_at > now:
+            return 0, course.resume_at
+        pace = self._pace(course, now)
+        if pace is None:
+            return 0, now + AGAIN
+        wanted = claiming.wanted(pace, self._round_trip, course.rows_per_job)
+        return claiming.room(wanted, course.held + course.asked), inf
+
+    def _ask(self, owner: Owner, flow: Flow, jobs: int, nbytes: int, now: float) -> None:
+        owner.held += 1
+        self._claims += 1
+        self._courses[flow.model].asked += jobs
+        self._in_flight += jobs
+        self._bytes += nbytes
+        self._keeper.do(
+            Claim(owner.name, flow, jobs, nbytes),
+            lambda outcome: self._claimed(owner, flow, jobs, nbytes, now, outcome),
+        )
+
+    def _claimed(
+        self, owner: Owner, flow: Flow, asked: int, nbytes: int, since: float, outcome: Sequence[Claimed] | Exception
+    ) -> None:
+        """A claim's outcome is there."""
+        reach("claim.committed")
+        now = self._clock()
+        course = self._courses[flow.model]
+        course.asked -= asked
+        self._in_flight -= asked
+        self._bytes -= nbytes
+        self._claims -= 1
+        self.look()
+        got: Sequence[Claimed] = () if isinstance(outcome, Exception) else outcome
+        if isinstance(outcome, Exception):
+            self._lives.retire(owner)  # Perhaps it holds jobs that nobody knows of.
+            self._count()
+        else:
+            self._round_trip += LEARNING * (now - since - self._round_trip)
+            full = sum(len(payload) for _, payload in got) >= nbytes
+            self._pending.claimed(flow, len(got) if full else asked, len(got))
+            if len(got) < asked and not full:
+                self._count()
+        self._claiming.unserved(flow, asked - len(got))
+        if flow.suspect and not got:
+            self._claiming.suspect_done(now)
+        for job, payload in got:
+            if owner.ended:
+                continue  # Somebody else takes it over.
+            run = self._runs[job.id] = Run(self, course, owner, job, payload, now)
+            owner.held += 1
+            course.held += 1
+            self._in_flight += 1
+            self._bytes += len(payload)
+            self._tell(job, None)
+            if self._draining:
+                self.failed(run, Draining("the server is shutting down"))
+            else:
+                self._undecoded.append(run)
+        self._lives.let_go(owner)
+
+    def _pace(self, course: Course, now: float) -> Pace | None:
+        if now - course.pace_at >= PACE_KEPT:
+            course.pace = self._scheduler.core.pace(course.model)
+            course.pace_at = now
+        return course.pace
+
+    # --- Runs -----------------------------------------------------------------------------------------------------
+
+    def _decode(self, now: float) -> None:
+        """Puts claimed jobs into the scheduler, as long as the turn allows."""
+        until = now + DECODE_SECONDS
+        undecoded = self._undecoded
+        while undecoded:
+            run = undecoded.popleft()
+            if run.ended:
+                continue
+            self._admit(run, now)
+            now = self._clock()
+            if now >= until:
+                return
+
+    def _admit(self, run: Run, now: float) -> None:
+        job = run.job
+        deadline = inf
+        if job.expires is not None and job.started is not None:
+            deadline = run.claimed + (job.expires - job.started)  # Both by the store's clock.
+        try:
+            request = self._decoder.decode(run.payload, job.tenant, deadline, now, run)
+            if isinstance(request, bytes):
+                self.succeeded(run, request, run.version)
+                return
+            if run.alone:
+                request.lane = self._scheduler.core.apart(request.lane)
+        except ForebayError as error:
+            self.failed(run, error)
+            return
+        except Exception as fault:  # noqa: BLE001 - nothing that one job does may stop the others
+            self.failed(run, self._internal(fault, job))
+            return
+        self._bytes += request.nbytes - len(run.payload)
+        run.payload = b""
+        run.request = request
+        course = run.course
+        course.rows_per_job += LEARNING * (request.rows - course.rows_per_job)
+        refusal = self._scheduler.admit(request, now)
+        if refusal is None:
+            reach("execute.admitted")
+        else:
+            self.failed(run, refusal)
+
+    def succeeded(self, run: Run, response: bytes, version: int) -> None:
+        """A run has its result."""
+        if run.ended:
+            return
+        run.course.pause = 0.0
+        self._finish(run, JobState.SUCCEEDED, response, version)
+
+    def failed(self, run: Run, error: ForebayError) -> None:
+        """A run has no result: the job has its end, or is tried again."""
+        if run.ended:
+            return
+        course = run.course
+        now = self._clock()
+        pause = course.resume_at - now
+        if pause <= 0.0:
+            pause = min(max(2.0 * course.pause, PAUSE_FIRST), PAUSE_MOST)
+        if self._draining:
+            pause = 0.0
+        answer = verdict(error, attempt=run.job.attempt, max_attempts=self._max_attempts, pause=pause)
+        if isinstance(answer, End):
+            self._finish(run, answer.state, self._encode_error(error), run.version)
+            return
+        if answer.blocked and course.resume_at <= now:
+            course.resume_at = now + answer.delay
+            if isinstance(error, Unavailable):
+                course.pause = answer.delay
+        self._release(run, answer.delay, refund=answer.refund)
+
+    def _finish(self, run: Run, state: JobState, outcome: bytes, version: int) -> None:
+        reach("execute.done")
+        job = run.job
+        self._end(run)
+        if self._outcome_bytes + len(outcome) > self._max_bytes and not self._keeper.healthy:
+            self._write(run, Release(job.id, run.owner.name, job.attempt, 0.0, refund=False))
+            return
+        self._bytes += len(outcome)
+        self._outcome_bytes += len(outcome)
+        self._write(run, Finish(job.id, run.owner.name, job.attempt, state, outcome, version))
+
+    def _release(self, run: Run, delay: float, *, refund: bool) -> None:
+        self._end(run)
+        self._write(run, Release(run.job.id, run.owner.name, run.job.attempt, delay, refund))
+
+    def _end(self, run: Run) -> None:
+        """A run needs no engine any more."""
+        run.ended = True
+        run.course.held -= 1
+        self._in_flight -= 1
+        self._bytes -= len(run.payload) if run.request is None else run.request.nbytes
+        run.payload = b""
+        run.request = None
+        if self._claiming.alone and run.alone:
+            self._claiming.suspect_done(self._clock())
+        self.look()
+
+    def _drop(self, run: Run) -> None:
+        """Nobody wants its result."""
+        request = run.request
+        self._end(run)
+        if request is not None:
+            self._scheduler.cancel(request, self._clock())
+        self._forget(run)
+
+    def _forget(self, run: Run) -> None:
+        if self._runs.get(run.job.id) is run:
+            del self._runs[run.job.id]
+        self._lives.let_go(run.owner)
+
+    def _lost(self, owner: Owner) -> None:
+        """An owner's life has ended: others may have its jobs."""
+        held = [run for run in self._runs.values() if run.owner is owner]
+        _log.warning("job_claims_lost", jobs=len(held))
+        for run in held:
+            if not run.ended:
+                self._drop(run)
+        self._count()
+
+    # --- Ends -----------------------------------------------------------------------------------------------------
+
+    def _write(self, run: Run, operation: Finish | Release) -> None:
+        self._keeper.do(operation, lambda outcome: self._written(run, operation, outcome))
+
+    def _written(self, run: Run, operation: Finish | Release, outcome: Job | Exception) -> None:
+        """The store has taken an end, or not."""
+        finish = isinstance(operation, Finish)
+        reach("finish.committed" if finish else "release.committed")
+        if isinstance(outcome, ForebayError):
+            self._not_written(run, operation, outcome)
+            return
+        self._settle(operation)
+        self._forget(run)
+        self.look()
+        if isinstance(outcome, Job):
+            if isinstance(operation, Release) and outcome.state is JobState.PENDING:
+                self._pending.released(outcome, self._clock() + operation.delay)
+            self._tell(outcome, operation.outcome if isinstance(operation, Finish) else None)
+        elif isinstance(outcome, ClaimLost):
+            self._unsure(run.job)
+
+    def _not_written(self, run: Run, operation: Finish | Release, error: ForebayError) -> None:
+        """Tries again: the claim lives as long as this process, so nobody else can give the job its end."""
+        if run.owner.ended:
+            self._settle(operation)
+            self._forget(run)
+            return
+        if isinstance(operation, Finish) and operation.state is JobState.SUCCEEDED and isinstance(error, Internal):
+            # The store can't hold this outcome.
+            self._settle(operation)
+            outcome = self._encode_error(error)
+            self._bytes += len(outcome)
+            self._outcome_bytes += len(outcome)
+            operation = Finish(operation.id, operation.owner, operation.attempt, JobState.FAILED, outcome, run.version)
+        if not isinstance(error, StoreFull):
+            _log.warning("job_end_not_written", job=run.job.id, error=error.message)
+        at = self._clock() + AGAIN
+        heappush(self._again, (at, next(self._serial), run, operation))
+        self.due = min(self.due, at)
+
+    def _settle(self, operation: Finish | Release) -> None:
+        """An outcome is no longer held."""
+        if isinstance(operation, Finish):
+            self._bytes -= len(operation.outcome)
+            self._outcome_bytes -= len(operation.outcome)
+
+    def _internal(self, fault: Exception, job: Job) -> Internal:
+        error = Internal()
+        _log.error("job_not_decoded", error_id=error.error_id, job=job.id, exc_info=fault)
+        return error
