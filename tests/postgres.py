@@ -149,7 +149,7 @@ class Postgres:
         from urllib.parse import quote  # noqa: PLC0415 - beside its use
 
         where = f"127.0.0.1:{self.port}" if tcp else ""
-        user = f"{self.USER}:{quote(password or self.PASSWORD)}@" if tcp else f"{self.USER}@"
+        user = f"{self.USER}:{quote(password or self.PASSWORD, safe='')}@" if tcp else f"{self.USER}@"
         options = [] if tcp else [f"host={quote(str(self.folder), safe='')}", f"port={self.port}"]
         if schema:
             options.append(f"options=-csearch_path%3D{schema}")

@@ -21,7 +21,6 @@ are prepared, and notifications belong to a session.
 import contextlib
 import random
 import secrets
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +35,7 @@ from forebay_server.jobs.postgres_connection import refused, translated
 from forebay_server.jobs.postgres_groups import Disturbed, Group, Take
 from forebay_server.jobs.postgres_listener import Listener, payloads
 from forebay_server.jobs.postgres_schema import MIGRATIONS, migrate
+from forebay_server.jobs.postgres_watch import Watch
 from forebay_server.jobs.store import Changed, Operation, Outcome, Purge
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ FORGET: Final = 30 * 86_400.0
 """Seconds for which the names of owners and processes are kept that were not heard of."""
 FORGET_EVERY: Final = 3600.0
 """Seconds between two looks for such names."""
+LOST: Final = "the job store has lost jobs, and serves nothing until it was looked after"
 
 _log = structlog.get_logger(__name__)
 
@@ -61,7 +62,7 @@ class PostgresStore:
     def __init__(self, url: str, *, clock: Callable[[], float] | None = None, patience: float = PATIENCE) -> None:
         self._url = url
         self._clock = clock
-        self._patience = patience
+        self._watch = Watch(patience)
         self._process = secrets.token_hex(16)
         self._epoch = ""
         self._channel = ""
@@ -80,11 +81,7 @@ class PostgresStore:
         self._pid = 0
         """The process that serves this object at the server."""
         self._listener: Listener | None = None
-        self._guard = threading.Lock()
-        """Held to cut the connection, or to let go of it."""
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
-        self._since: float | None = None
-        """When the group began that is under way."""
 
     # --- Life -----------------------------------------------------------------------------------------------------
 
@@ -98,27 +95,26 @@ class PostgresStore:
         postgres_connection.check(self._url)
         import psycopg  # noqa: PLC0415 - of an optional dependency
 
+        self._watch.start()
         try:
-            connection = postgres_connection.connect(self._url)
+            self._prepare()
         except psycopg.Error as error:
-            raise self._at_start(error) from None  # libpq's text may have parts of the URL.
-        try:
-            self._prepare(connection)
-        except psycopg.Error as error:
-            connection.close()
-            raise self._at_start(error) from error
+            self.close()
+            place = postgres_connection.place(self._url)
+            # Not `from error`: libpq's text may have parts of the URL.
+            raise (refused(error, self._url) or StoreUnavailable(f"the job store, {place}, does not answer")) from None
         except BaseException:
-            connection.close()
+            self.close()
             raise
-        self._keep(connection)
         self._listener = Listener(self._url, self._channel, changed, own=self._own, watch=self._watch)
         self._listener.start()
 
-    def _at_start(self, error: "psycopg.Error") -> Exception:
-        place = postgres_connection.place(self._url)
-        return refused(error, self._url) or StoreUnavailable(f"the job store, {place}, does not answer")
+    def _prepare(self) -> None:
+        connection, _ = self._connected()
+        with self._watch.over(connection):
+            self._bring_up(connection)
 
-    def _prepare(self, connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
+    def _bring_up(self, connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
         server = connection.info.server_version
         if server < postgres_connection.OLDEST:
             raise ConfigError(f"the job store needs PostgreSQL 14 or newer, and this is {server // 10_000}")
@@ -143,6 +139,7 @@ class PostgresStore:
             self._listener.close()
             self._listener = None
         self._drop()
+        self._watch.close()
 
     # --- Groups ---------------------------------------------------------------------------------------------------
 
@@ -156,7 +153,6 @@ class PostgresStore:
         """
         import psycopg  # noqa: PLC0415 - of an optional dependency
 
-        self._since = time.monotonic()
         try:
             outcomes = self._apply(operations)
         except psycopg.Error as error:
@@ -171,8 +167,6 @@ class PostgresStore:
         except BaseException:
             self._drop()
             raise
-        finally:
-            self._since = None
         if self._ailing:
             _log.info("job_store_available_again")
         self._ailing = False
@@ -181,37 +175,46 @@ class PostgresStore:
     def _apply(self, operations: Sequence[Operation]) -> list[Outcome]:
         import psycopg  # noqa: PLC0415 - of an optional dependency
 
+        began = time.monotonic()
         for attempt in range(TRIES):
             if self._lost:
-                raise StoreUnavailable("the job store has lost jobs, and serves nothing until it was looked after")
+                raise StoreUnavailable(LOST)
             connection, fresh = self._connected()
             group = Group(operations, self._clock() if self._clock else None)
             try:
-                self._carry_out(connection, group)
+                with self._watch.over(connection):
+                    self._carry_out(connection, group)
             except (psycopg.OperationalError, Disturbed) as error:
                 # The commit was not sent, so nothing has happened.
-                if connection.closed:
-                    self._drop()
-                    again = not fresh
-                else:
-                    connection.execute("ROLLBACK")
-                    again = isinstance(
-                        error,
-                        Disturbed
-                        | psycopg.errors.DeadlockDetected
-                        | psycopg.errors.SerializationFailure
-                        | psycopg.errors.LockNotAvailable,
-                    )
-                if not again:
+                late = time.monotonic() - began > self._watch.patience
+                if late or not self._rolled_back(connection, error, fresh=fresh):
                     raise
                 # Get out of each other's way.
                 time.sleep(random.uniform(0.0, 0.02) * attempt)  # noqa: S311 - no secret
                 continue
-            self._commit(connection, group)
-            if any(type(operation) is Purge for operation in operations):
-                self._forget(connection)
+            with self._watch.over(connection):
+                self._commit(connection, group)
+                if any(type(operation) is Purge for operation in operations):
+                    self._forget(connection)
             return group.outcomes
         raise StoreUnavailable("the job store is too busy")
+
+    def _rolled_back(self, connection: "psycopg.Connection[tuple[Any, ...]]", error: Exception, *, fresh: bool) -> bool:
+        """Rolls a group back; whether it may go well if it is done again."""
+        import psycopg  # noqa: PLC0415 - of an optional dependency
+
+        if connection.closed:
+            self._drop()
+            return not fresh
+        with self._watch.over(connection):
+            connection.execute("ROLLBACK")
+        return isinstance(
+            error,
+            Disturbed
+            | psycopg.errors.DeadlockDetected
+            | psycopg.errors.SerializationFailure
+            | psycopg.errors.LockNotAvailable,
+        )
 
     def _carry_out(self, connection: "psycopg.Connection[tuple[Any, ...]]", group: Group) -> None:
         """Everything but the commit."""
@@ -257,7 +260,6 @@ class PostgresStore:
                 raise
             # Others look by themselves, if a little later.
             _log.warning("job_store_notification_failed", code=error.sqlstate)
-            self._drop()
         if commit.statusmessage != "COMMIT" or self._warned:
             # The commit of a failed transaction is a roll-back; and a warning says that a standby does not have it.
             raise StoreUnavailable("the job store could not commit")
@@ -293,7 +295,7 @@ class PostgresStore:
         _log.error(
             "job_store_lost_jobs", reason=reason, hint="acknowledged jobs are missing; no job is served until a restart"
         )
-        return StoreUnavailable("the job store has lost jobs, and serves nothing until it was looked after")
+        return StoreUnavailable(LOST)
 
     # --- The connection -------------------------------------------------------------------------------------------
 
@@ -301,7 +303,7 @@ class PostgresStore:
         """The connection, and whether it is a new one."""
         if self._connection:
             return self._connection, False
-        connection = postgres_connection.connect(self._url)
+        connection = postgres_connection.connect(self._url, self._watch)
         self._keep(connection)
         return connection, True
 
@@ -318,18 +320,9 @@ class PostgresStore:
         return pid == self._pid
 
     def _drop(self) -> None:
-        with self._guard:
-            connection, self._connection = self._connection, None
-            if connection:
-                connection.close()
-
-    def _watch(self) -> None:
-        """Cuts a connection that hangs. Called by the listener's thread."""
-        with self._guard:
-            since = self._since
-            if self._connection and since is not None and time.monotonic() - since > self._patience:
-                _log.warning("job_store_hangs", seconds=round(time.monotonic() - since, 1))
-                postgres_connection.cut(self._connection)
+        connection, self._connection = self._connection, None
+        if connection:
+            connection.close()
 
 
 def _send(connection: "psycopg.Connection[tuple[Any, ...]]", group: Group) -> list[tuple[Any, Take]]:

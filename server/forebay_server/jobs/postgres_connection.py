@@ -3,13 +3,12 @@
 No text from here has a password in it, so no text of libpq about a URL is passed on.
 """
 
-import contextlib
-import os
-import socket
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from forebay_server.errors import ConfigError, ForebayError, StoreFull, StoreUnavailable
 from forebay_server.jobs.postgres_arrays import register
+from forebay_server.jobs.postgres_watch import Watch
 
 if TYPE_CHECKING:
     import psycopg
@@ -35,35 +34,28 @@ _PARAMETERS: Final = {
 
 _SETTINGS: Final = {
     # Locks are held for milliseconds, unless their holder is frozen; then the server ends its transaction.
-    "lock_timeout": "5s",
+    "lock_timeout": "1s",
     "statement_timeout": f"{ANSWER_S:.0f}s",
     "idle_in_transaction_session_timeout": "15s",
     # Every statement has an index, and few rows. Plans that are right for the table as it was a minute ago (it may have
-    # been empty) would be a disaster now; these settings leave the one that is always right.
+    # been empty) would be a disaster now; these settings leave the one that is always right: in the order of an index.
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "enable_bitmapscan": "off",
+    "enable_sort": "off",
+    "enable_incremental_sort": "off",
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
 }
 
-_REFUSED: Final = (
-    "password authentication failed",
-    "no password supplied",
-    "no pg_hba.conf entry",
-    "authentication failed for user",
-    "role ",
-    "database ",
-    "permission denied for database",
-    "certificate",
-    "server does not support SSL",
-    "invalid connection option",
-    "invalid port number",
-    "invalid value for parameter",
-    "unrecognized configuration parameter",
+_REFUSED: Final = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry"
+    r"|(role|database) .* does not exist|is not permitted to log in|permission denied for database"
+    r"|unrecognized configuration parameter|invalid value for parameter"
 )
-"""What libpq says of connections that will not work before somebody changes something. It has no codes for these."""
+"""What servers say of connections that will not work before somebody changes something. libpq has no codes for these,
+so they are not recognized of a server that speaks another language than English."""
 
 
 def place(url: str) -> str:
@@ -88,15 +80,19 @@ def check(url: str) -> None:
     except ImportError as error:
         raise ConfigError("jobs in PostgreSQL need the package psycopg: install forebay[postgres]") from error
     try:
-        conninfo_to_dict(url)
+        parts = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
+        parts = {"port": "its text, which may have a part of the password, is not passed on"}
+    # An `@` or `/` of a password that is not escaped makes another part of the URL begin there.
+    odd = [name for name in ("host", "dbname") if "@" in str(parts.get(name, ""))]
+    if odd or not re.fullmatch(r"[\d,]*", str(parts.get("port", ""))):
         raise ConfigError(
             "jobs.store is not a valid URL of a PostgreSQL database, such as postgresql://user:password@host:5432/name"
             " (characters such as @ and / in a password are written as %40 and %2F)"
-        ) from None  # Its text may have a part of the password.
+        )
 
 
-def connect(url: str) -> "psycopg.Connection[tuple[Any, ...]]":
+def connect(url: str, watch: Watch) -> "psycopg.Connection[tuple[Any, ...]]":
     """A connection whose commits are durable, without transactions of its own making.
 
     Raises:
@@ -111,7 +107,8 @@ def connect(url: str) -> "psycopg.Connection[tuple[Any, ...]]":
     connection = psycopg.connect(make_conninfo(url, **parameters), autocommit=True)
     register(connection)
     try:
-        _set_up(connection)
+        with watch.over(connection):
+            _set_up(connection)
     except BaseException:
         connection.close()
         raise
@@ -135,11 +132,11 @@ def refused(error: "psycopg.Error", url: str) -> ConfigError | None:
     """The sentence for an error at the start that won't go away by itself; None if it may."""
     import psycopg  # noqa: PLC0415 - of an optional dependency
 
-    text = str(error)
-    if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return ConfigError(f"the job store can't make or use its tables in the {place(url)}: permission denied")
-    if error.sqlstate is None and "FATAL:" in text and any(each in text for each in _REFUSED):
-        reason = text.rpartition("FATAL:")[2].strip().splitlines()[0]
+    if isinstance(error, psycopg.errors.InsufficientPrivilege | psycopg.errors.InvalidSchemaName):
+        said = error.diag.message_primary
+        return ConfigError(f"the job store can't make or use its tables in the {place(url)}: {said}")
+    reason = str(error).rpartition("FATAL:")[2].strip().partition("\n")[0]
+    if error.sqlstate is None and "FATAL:" in str(error) and _REFUSED.search(reason):
         return ConfigError(f"the job store, {place(url)}, refuses the connection: {reason}")
     return None
 
@@ -151,9 +148,3 @@ def translated(error: "psycopg.Error") -> ForebayError:
     if isinstance(error, psycopg.errors.DiskFull):
         return StoreFull("the disk of the job store is full", retry_after=RETRY_FULL)
     return StoreUnavailable("the job store does not answer")
-
-
-def cut(connection: "psycopg.Connection[Any]") -> None:
-    """Ends a connection from another thread than the one that waits on it, which gets an error."""
-    with contextlib.suppress(OSError, Exception), socket.socket(fileno=os.dup(connection.fileno())) as copy:
-        copy.shutdown(socket.SHUT_RDWR)

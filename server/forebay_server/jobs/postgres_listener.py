@@ -1,4 +1,4 @@
-"""Hears from other servers that jobs have changed, and watches over the store's thread.
+"""Hears from other servers that jobs have changed.
 
 A notification is sent after the commit that it tells of, and may be lost with the process that was about to send it. So
 everyone also looks once a second, and a lost one costs no more than that.
@@ -14,6 +14,7 @@ import structlog
 
 from forebay_server.errors import StoreUnavailable
 from forebay_server.jobs import postgres_connection
+from forebay_server.jobs.postgres_watch import Watch
 from forebay_server.jobs.store import Changed
 
 if TYPE_CHECKING:
@@ -50,11 +51,9 @@ def payloads(ids: Sequence[str], *, more: bool) -> list[str]:
 
 
 class Listener:
-    """A thread with a connection of its own. `watch` is called at least every few seconds, to look for what hangs."""
+    """A thread with a connection of its own. `own`: whether a process at the server serves the store's own groups."""
 
-    def __init__(
-        self, url: str, channel: str, changed: Changed, *, own: Callable[[int], bool], watch: Callable[[], None]
-    ) -> None:
+    def __init__(self, url: str, channel: str, changed: Changed, *, own: Callable[[int], bool], watch: Watch) -> None:
         self._url = url
         self._channel = channel
         self._changed = changed
@@ -73,7 +72,7 @@ class Listener:
         self._closing.set()
         connection = self._connection
         if connection:
-            postgres_connection.cut(connection)
+            self._watch.cut(connection)
         self._thread.join(10.0)
 
     def _run(self) -> None:
@@ -81,9 +80,10 @@ class Listener:
 
         while not self._closing.is_set():
             try:
-                with postgres_connection.connect(self._url) as connection:
+                with postgres_connection.connect(self._url, self._watch) as connection:
                     self._connection = connection
-                    connection.execute(f'LISTEN "{self._channel}"')
+                    with self._watch.over(connection):
+                        connection.execute(f'LISTEN "{self._channel}"')
                     self._listen(connection)
             except (psycopg.Error, OSError, StoreUnavailable):
                 pass  # The store itself says so in the log; this thread looks once a second, and tries again.
@@ -100,7 +100,6 @@ class Listener:
         self._tell(set(), more=True)  # What happened before it listened.
         looked = time.monotonic()
         while not self._closing.is_set():
-            self._watch()
             ids: set[str] = set()
             more = False
             left = max(0.0, looked + RECHECK - time.monotonic())

@@ -8,6 +8,7 @@ of a claim goes with what waits, not with what has finished. The first row of th
 *keystone*: its state is 0, and it is there as long as nobody has emptied the table.
 """
 
+import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 from forebay_server.errors import ConfigError
@@ -82,12 +83,15 @@ MIGRATIONS: Final = (
         WHERE purges IS NOT NULL AND webhook_due IS NULL;
     CREATE INDEX forebay_jobs_due ON forebay_jobs (webhook_due, sequence) WHERE webhook_due IS NOT NULL;
 
-    INSERT INTO forebay_store (version, epoch) VALUES (0, replace(gen_random_uuid()::text, '-', ''));
-    INSERT INTO forebay_jobs (id, tenant, state, model, version, priority, request_id, created, fingerprint, ttl, ready)
-        VALUES ('', '', 0, '', '', 0, '', 0, '', 0, 0);
+    INSERT INTO forebay_store (version, epoch) VALUES (0, '');
     """,  # noqa: S608 - from constants only
 )
 """What leads from each version to the next; the first begins with nothing."""
+
+KEYSTONE: Final = """
+INSERT INTO forebay_jobs (id, tenant, state, model, version, priority, request_id, created, fingerprint, ttl, ready)
+VALUES ('', '', 0, '', '', 0, '', 0, '', 0, 0) ON CONFLICT DO NOTHING
+"""
 
 
 def migrate(connection: "Connection[Any]") -> None:
@@ -117,3 +121,6 @@ def migrate(connection: "Connection[Any]") -> None:
             connection.execute(migration.encode())
         if version < len(MIGRATIONS):
             connection.execute("UPDATE forebay_store SET version = %s", [len(MIGRATIONS)])
+        if connection.execute(KEYSTONE).rowcount:
+            # The table is new, or was emptied: then those who knew it before shall see that it is another.
+            connection.execute("UPDATE forebay_store SET epoch = %s", [secrets.token_hex(16)])
