@@ -183,7 +183,13 @@ class MemoryStore:
             and row.ready <= now
             and not row.expired(now)
         )
-        rows = self._sorted(waiting, lambda row: row.urgency, operation.limit)
+        rows: list[_Row] = []
+        room = operation.nbytes
+        for row in self._sorted(waiting, lambda row: row.urgency, operation.limit):
+            if rows and room <= 0:
+                break
+            room -= len(row.payload)
+            rows.append(row)
         for row in rows:
             row.owner = operation.owner
             row.job = row.job._replace(state=JobState.RUNNING, attempt=row.job.attempt + 1, started=now)

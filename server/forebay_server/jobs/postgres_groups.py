@@ -336,6 +336,7 @@ class Group:
             priority=flow.priority,
             suspect=flow.suspect,
             limit=claim.limit,
+            nbytes=claim.nbytes,
         )
 
     def _page(self, place: int, page: Page) -> None:

@@ -77,14 +77,16 @@ LATERAL (
 
 CLAIM: Final = f"""
 WITH n AS MATERIALIZED (SELECT {NOW} AS now), picked AS MATERIALIZED (
-    SELECT j.id FROM forebay_jobs j
+    SELECT j.id, j.urgency, j.sequence, octet_length(j.payload) AS size FROM forebay_jobs j
     WHERE j.state = 1 AND j.model = %(model)s AND j.tenant = %(tenant)s AND j.priority = %(priority)s
         AND j.suspect = %(suspect)s AND j.ready <= {NOW} AND (j.expires IS NULL OR j.expires > {NOW})
         AND EXISTS (SELECT FROM forebay_owners o WHERE o.owner = %(owner)s AND o.until > {NOW})
     ORDER BY j.urgency, j.sequence LIMIT %(limit)s::int8 FOR UPDATE OF j SKIP LOCKED
+), running AS (
+    SELECT id, sum(size) OVER (ORDER BY urgency, sequence) - size AS before FROM picked
 )
 UPDATE forebay_jobs j SET state = 2, owner = %(owner)s, attempt = j.attempt + 1, started = n.now
-FROM n, picked WHERE j.id = picked.id
+FROM n, running WHERE j.id = running.id AND (running.before = 0 OR running.before < %(nbytes)s::int8)
 RETURNING {JOB}, j.urgency, j.payload
 """
 

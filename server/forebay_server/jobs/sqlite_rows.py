@@ -269,26 +269,40 @@ class Rows:
         if not self._alive(operation.owner):
             return []
         now, flow = self._now, operation.flow
-        rows = self._do(_CLAIMABLE, (*flow, now, now, operation.limit)).fetchall()
+        rows: list[tuple[Row, bytes | PayloadLost]] = []
+        room = operation.nbytes
+        for row in self._do(_CLAIMABLE, (*flow, now, now, operation.limit)):
+            payload = self._payload(row)
+            rows.append((row, payload))
+            if isinstance(payload, bytes):
+                room -= len(payload)
+                if room <= 0:
+                    break  # What is not read takes no memory.
         owner = operation.owner
-        self._do_many(_CLAIM, [(owner, row[9] + 1, now, row[2]) for row in rows])
+        self._do_many(_CLAIM, [(owner, row[9] + 1, now, row[2]) for row, _ in rows])
         claimed = []
-        for row in rows:
+        for row, payload in rows:
             self._lines.remove(flow, row[2])
             id_, tenant, sequence, _, model, version, _, priority, key, attempt, crashes, created = row[:12]
             job = Job(
                 id_.hex(), tenant, sequence, JobState.RUNNING, model, version, 0, priority, key, attempt + 1, crashes,
                 created, now, None, row[14], None,
             )  # fmt: skip
-            try:
-                payload = row[16] if row[17] is None else self._payloads.get(row[17])
-            except PayloadLost as exc:
-                _log.error("job_request_lost", job=job.id, reason=str(exc))
+            if isinstance(payload, PayloadLost):
+                _log.error("job_request_lost", job=job.id, reason=str(payload))
                 self._end(sequence, JobState.FAILED, self._lost)
                 self.damaged.append(job.id)
             else:
                 claimed.append(Claimed(job, payload))
         return claimed
+
+    def _payload(self, row: Row) -> bytes | PayloadLost:
+        """What a row of `_CLAIMABLE` is a request for."""
+        try:
+            payload: bytes = row[16] if row[17] is None else self._payloads.get(row[17])
+        except PayloadLost as lost:
+            return lost
+        return payload
 
     def _finish(self, run: list[Finish]) -> list[Outcome]:
         now = self._now

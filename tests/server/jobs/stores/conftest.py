@@ -124,8 +124,8 @@ class World:
         assert outcome.created
         return outcome.job
 
-    def claim(self, limit=1, *, owner="o", model="m", tenant="t", priority=2, suspect=False):
-        return self.one(Claim(owner, Flow(model, tenant, priority, suspect), limit))
+    def claim(self, limit=1, *, nbytes=1 << 30, owner="o", model="m", tenant="t", priority=2, suspect=False):
+        return self.one(Claim(owner, Flow(model, tenant, priority, suspect), limit, nbytes))
 
     def finish(self, job, state=JobState.SUCCEEDED, *, owner="o", attempt=None, outcome=b"response", version=3):
         attempt = job.attempt if attempt is None else attempt

@@ -51,6 +51,18 @@ def test_an_ended_life_stays_ended(world):
     assert world.renew("new", 10.0) is False
 
 
+@pytest.mark.parametrize("size", [100, 300_000], ids=["rows", "files"])
+def test_payloads_bound_a_claim(world, size):
+    """No more jobs once they have so many bytes in all; the first is claimed however large it is; the rest waits."""
+    jobs = [world.submit(payload=bytes([number]) * size) for number in range(6)]
+    world.renew()
+    assert ids(world.claim(10, nbytes=1)) == [jobs[0].id]
+    assert ids(world.claim(10, nbytes=2 * size)) == [jobs[1].id, jobs[2].id]
+    claimed = world.claim(10, nbytes=2 * size + 1)
+    assert ids(claimed) == [job.id for job in jobs[3:]]
+    assert [payload for _, payload in claimed] == [bytes([number]) * size for number in (3, 4, 5)]
+
+
 def test_a_flow_is_claimed_alone(world):
     """Model, tenant and priority must all be equal."""
     jobs = {

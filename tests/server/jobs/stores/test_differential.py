@@ -57,7 +57,7 @@ COMMANDS = st.one_of(
         )
     ]
     * 3,
-    *[st.tuples(st.just("claim"), st.integers(0, 1), index, limit)] * 4,
+    *[st.tuples(st.just("claim"), st.integers(0, 1), index, limit, st.sampled_from([1, 20, 1 << 30]))] * 4,
     *[
         st.tuples(
             st.just("finish"), index, st.sampled_from([0, 0, 0, 1]),
@@ -140,11 +140,11 @@ class Script:
         if self.submits:
             self.do(self.submits[number % len(self.submits)])
 
-    def claim(self, owner, number, limit):
+    def claim(self, owner, number, limit, nbytes):
         """From a flow that has something waiting, if there is one."""
         flows = sorted({row.flow for row in self.store._rows.values() if row.job.state is JobState.PENDING})
         flow = flows[number % len(flows)] if flows else Flow("m", "a", 1, suspect=False)
-        self.do(Claim(self.owner(owner), flow, limit))
+        self.do(Claim(self.owner(owner), flow, limit, nbytes))
 
     def finish(self, number, staleness, state, size):
         self.do(Finish(*self.claim_of(number, staleness), state, bytes([number]) * size, number))
