@@ -3,13 +3,16 @@
     python examples/digits.py [--wire native|grpc.aio]
 
 Trains on scikit-learn's bundled images of handwritten digits, exports to ONNX, starts `forebay serve` in its own
-process, and sends the held-out images through `Predict` and `StreamPredict`. Every answer is compared with the model's
-own. `make demo` runs it.
+process, and sends the held-out images through `Predict` and `StreamPredict`; then hands them over as jobs, kills the
+server with SIGKILL, starts it again, and fetches the results. Every answer is compared with the model's own. `make
+demo` runs it.
 """
 
 import argparse
 import asyncio
+import datetime as dt
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +31,7 @@ from rich.table import Table
 from forebay_client import AsyncClient, Client, DeadlineUnreachable, ForebayError, Prediction
 
 CALLERS = 64
+JOBS = 256
 REPEATS = 6  # each caller's share of the held-out images, so many times over
 SHADES = " ·░▒▓█"
 
@@ -63,30 +67,53 @@ def train(path: Path) -> tuple[Images, npt.NDArray[np.int64], npt.NDArray[np.int
     return held_out, true_digits, labels, probabilities
 
 
-@contextmanager
-def served(model: Path, wire: str) -> Iterator[str]:
-    """Runs `forebay serve` in a process of its own, and stops it gracefully.
+class Server:
+    """`forebay serve` in a process of its own.
 
     Beside the digits it serves a synthetic model that takes 50 ms, to show what a refusal looks like.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [
-        *(sys.executable, "-m", "forebay_server", "serve"),
-        *(os.path.relpath(model), "synthetic:base_ms=50"),
-        *("--listen", address, "--wire", wire, "--set", "log.level=warning"),
-    ]
-    started = time.perf_counter()
-    process = subprocess.Popen(command)
+
+    def __init__(self, model: Path, wire: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        store = model.with_name("jobs.db")
+        for old in model.parent.glob(f"{store.name}*"):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        self.arguments = [
+            *("serve", os.path.relpath(model), "synthetic:base_ms=50", "--jobs", os.path.relpath(store)),
+            *("--listen", self.address, "--wire", wire, "--set", "log.level=warning"),
+        ]
+        self._start()
+
+    def _start(self) -> None:
+        began = time.perf_counter()
+        self._process = subprocess.Popen([sys.executable, "-m", "forebay_server", *self.arguments])
+        wait_until_serving(self.address, self._process)
+        self.start_seconds = time.perf_counter() - began
+
+    def kill_and_restart(self) -> None:
+        """SIGKILL, which no process can prepare for."""
+        self._process.kill()
+        self._process.wait()
+        self._start()
+
+    def stop(self) -> int:
+        """Stops it gracefully; its exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(timeout=30)
+
+
+@contextmanager
+def served(model: Path, wire: str) -> Iterator[Server]:
+    """Runs a server, and stops it gracefully."""
+    server = Server(model, wire)
+    console.print(f"[dim]$ forebay {' '.join(server.arguments)}[/]")
+    console.print(f"serving after {server.start_seconds:.2f} s\n")
     try:
-        wait_until_serving(address, process)
-        console.print(f"[dim]$ forebay {' '.join(command[3:])}[/]")
-        console.print(f"serving after {time.perf_counter() - started:.2f} s\n")
-        yield address
+        yield server
     finally:
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=30)
+        code = server.stop()
         console.print(f"stopped by SIGTERM: every accepted call answered, exit code {code}")
         if code:
             sys.exit(f"the server ended with {code}")
@@ -105,6 +132,26 @@ def wait_until_serving(address: str, process: "subprocess.Popen[bytes]") -> None
                 pass
             time.sleep(0.05)
     sys.exit("the server did not become ready")
+
+
+async def submit_and_kill(
+    server: Server, images: Images, labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]
+) -> None:
+    """Hands over jobs of one image each, kills the server as soon as it has acknowledged them, and fetches them all."""
+    async with AsyncClient(server.address) as client:
+        began = time.perf_counter()
+        jobs = await asyncio.gather(
+            *(client.submit("digits", {"pixels": images[row : row + 1]}, request_id=str(row)) for row in range(JOBS))
+        )
+        took = time.perf_counter() - began
+        killed = dt.datetime.now(dt.UTC)
+        await asyncio.to_thread(server.kill_and_restart)
+        results = await asyncio.gather(*(client.result(job) for job in jobs))
+    count = check([result.prediction for result in results], labels, probabilities)
+    later = sum(result.job.end_time is not None and result.job.end_time > killed for result in results)
+    console.print(f"Submit: {count} jobs, acknowledged in {took:.2f} s, each when it was on disk; then kill -9")
+    console.print(f"  serving again after {server.start_seconds:.2f} s; {later} jobs had no stored result yet")
+    console.print(f"  {count} results, every one equal to the model's own\n")
 
 
 def check(predictions: list[Prediction], labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]) -> int:
@@ -210,8 +257,8 @@ def main() -> None:
         f"trained: {model.name}, {model.stat().st_size / 1024:.0f} KiB, accuracy {own:.1%} on held-out images\n"
     )
 
-    with served(model, arguments.wire) as address, Client(address) as client:
-        predictions, seconds, took = asyncio.run(call_concurrently(address, images))
+    with served(model, arguments.wire) as server, Client(server.address) as client:
+        predictions, seconds, took = asyncio.run(call_concurrently(server.address, images))
         count = check(predictions, labels, probabilities)
         p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
         accuracy = float(np.mean([p["label"][0] == true_digits[int(p.request_id)] for p in predictions]))
@@ -238,6 +285,7 @@ def main() -> None:
         show_batches(client)
         show_refusal(client)
         show_digits(images, labels, true_digits)
+        asyncio.run(submit_and_kill(server, images, labels, probabilities))
         console.print(
             "[dim]The rates are those of one Python caller; `make bench` measures the server with a native one.[/]\n"
         )

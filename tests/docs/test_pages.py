@@ -6,6 +6,7 @@ import pytest
 
 from forebay.v1 import error_pb2
 from forebay_server.cli.root import COMMANDS
+from forebay_server.jobs.states import TRANSITIONS
 from forebay_server.services.status import CODE_NAMES
 from tests.docs.conftest import PAGES, REPOSITORY, blocks_of
 
@@ -49,6 +50,16 @@ def test_every_reason_is_explained_with_its_code():
     reasons = {name.removeprefix("ERROR_REASON_") for name, _ in error_pb2.ErrorReason.items()} - {"UNSPECIFIED"}
     assert sorted(reason for reason, _ in rows) == sorted(reasons)
     assert dict(rows) == CODE_NAMES
+
+
+def test_the_states_of_jobs_are_those_of_the_code():
+    """The table of docs/jobs.md is the one that the stores keep to, and its picture has the same arrows."""
+    page = (REPOSITORY / "docs" / "jobs.md").read_text()
+    rows = re.findall(r"^\| ([A-Z]+) \| ([A-Z]+) \| ([a-z, ]+) \|$", page, re.MULTILINE)
+    expected = [(old.name, new.name, who) for old, following in TRANSITIONS.items() for new, who in following.items()]
+    assert sorted(rows) == sorted(expected)
+    picture = page.split("## The life of a job")[1].split("```")[1]
+    assert set(re.findall(r"[A-Z]{2,}", picture)) == {state.name for state in TRANSITIONS}
 
 
 def test_only_commands_that_exist_are_shown():
