@@ -18,7 +18,13 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from forebay.v1 import inference_pb2, inference_service_pb2_grpc, model_service_pb2_grpc, tensor_pb2
+from forebay.v1 import (
+    inference_pb2,
+    inference_service_pb2_grpc,
+    job_service_pb2_grpc,
+    model_service_pb2_grpc,
+    tensor_pb2,
+)
 from forebay_server.app.server import Server
 from forebay_server.config.tree import (
     BatchingConfig,
@@ -69,6 +75,7 @@ class Caller:
         else:
             self.channel = grpc.secure_channel(address, credentials, options)
         self.inference = inference_service_pb2_grpc.InferenceServiceStub(self.channel)
+        self.jobs = job_service_pb2_grpc.JobServiceStub(self.channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
         self._kept: list[grpc.Future] = []  # a call that nobody holds any more is cancelled

@@ -1,5 +1,6 @@
 """What a request can ask for, and who asks: priorities, parameters, versions, readable forms, timings, tenants."""
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -9,8 +10,15 @@ import numpy as np
 
 from forebay.v1 import inference_pb2, model_service_pb2, tensor_pb2
 from forebay_client import Client
-from forebay_server.config.tree import BatchingConfig, ExposureConfig, ModelConfig, TenantConfig, TlsConfig
-from tests.e2e.conftest import array_of, details_of, request_of, row, synthetic
+from forebay_server.config.tree import (
+    BatchingConfig,
+    ExposureConfig,
+    LimitsConfig,
+    ModelConfig,
+    TenantConfig,
+    TlsConfig,
+)
+from tests.e2e.conftest import array_of, details_of, eventually, request_of, row, synthetic
 from tests.wire.conftest import Authority
 
 ONE = BatchingConfig(max_batch_size=1, check_rows=False)
@@ -248,3 +256,37 @@ def test_unix_socket(serve, tmp_path):
     server = serve(synthetic(), server={"public": ExposureConfig(address=address)})
     with Client(server.addresses["public"]) as client:
         assert client.predict("model", row(3))["y"].tolist() == [[3] * 4]
+
+
+def test_busy_streams_of_one_tenant_all_progress(serve, call):
+    """Streams that always have items waiting share the engine, though all items of the first have earlier deadlines."""
+    batching = BatchingConfig(max_batch_size=4, check_rows=False)
+    model = synthetic(base_ms=10, batching=batching, engine={"run": "worker"})
+    caller = call(serve(model, limits=LimitsConfig(stream_window=16)))
+    results = [0, 0, 0]
+
+    def endless():
+        item = inference_pb2.StreamItem(request=request_of("model", row(1)))
+        while True:
+            item.id += 1
+            yield inference_pb2.StreamPredictRequest(items=[item])
+
+    streams, readers = [], []
+
+    def read(number):
+        with contextlib.suppress(grpc.FutureCancelledError, grpc.RpcError):
+            for message in streams[number]:
+                results[number] += sum(result.HasField("response") for result in message.results)
+
+    for number in range(3):
+        streams.append(caller.inference.StreamPredict(endless(), timeout=40 + 10 * number))
+        readers.append(threading.Thread(target=read, args=(number,)))
+        readers[-1].start()
+        eventually(lambda number=number: sum(results) > 32 * number, "the stream is busy")
+    before = list(results)
+    time.sleep(1.5)
+    gained = [after - earlier for after, earlier in zip(results, before, strict=True)]
+    for stream, reader in zip(streams, readers, strict=True):
+        stream.cancel()
+        reader.join(10)
+    assert min(gained) > 0.5 * sum(gained) / 3 > 0, gained

@@ -17,6 +17,7 @@ from forebay_server.scheduling.bisection import Faulted, NoMemory, Succeeded
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
+from forebay_server.scheduling.queue import HORIZON
 from forebay_server.scheduling.request import Level, Priority, Request, State
 
 BUCKET = ((4,),)
@@ -109,6 +110,8 @@ class Simulation:
                 assert part.request.deadline > self.now
                 assert part.request.state in (State.WAITING, State.RUNNING)
                 assert part.request.lane is batch.lane
+                if batch.scheduled is None:
+                    self.in_order(part.request)
                 self.served[part.request.tenant] = self.served.get(part.request.tenant, 0) + part.rows
             self.running[number] = batch
             seconds = (BASE + ROW * batch.padded_rows) * self.slow * self.rng.lognormvariate(0.0, self.noise)
@@ -118,6 +121,13 @@ class Simulation:
             call.ends += 1
         self.core.failures = []
         self.core.events = []
+
+    def in_order(self, taken):
+        """What its queue has left is due later, and came no horizon earlier."""
+        left = taken.queue.head()
+        if left is not None:
+            assert taken.due <= left.due
+            assert taken.level is Level.JOB or taken.arrival < left.arrival + HORIZON
 
     def run(self, until=inf):
         """Runs what is on the agenda up to an instant."""
@@ -239,6 +249,94 @@ def test_a_modest_tenant_is_not_hurt_by_a_greedy_one():
     sim.check_end()
     assert all(sim.answered[tenant] == sent[tenant] for tenant in rates if tenant != "greedy")
     assert sim.answered["greedy"] < sent["greedy"]
+
+
+def online_latencies(*, jobs):
+    """Seconds from arrival to answer of online requests at half the capacity, with or without jobs always waiting."""
+    sim = Simulation(6, models=1, noise=0.0)
+    when = 0.0
+    while (when := when + sim.rng.expovariate(0.5 * CAPACITY)) < 10.0:
+        sim.at(when, sim.arrive, ("m0", 1), BUCKET, 1, 5.0, "t", Priority.NORMAL, Level.ONLINE, False, None)
+
+    def refill():
+        while sim.core.figures(("m0", 1)).queued_rows < 100:
+            sim.arrive(("m0", 1), BUCKET, 1, inf, "t", Priority.NORMAL, Level.JOB, False, None)
+        if sim.now < 10.0:
+            sim.at(sim.now + 0.01, refill)
+
+    if jobs:
+        sim.at(0.0, refill)
+    ended = {}
+    finished = sim.core.finished
+
+    def record(batch, outcome, now):
+        ended.update((part.request, now) for part in batch.parts)
+        return finished(batch, outcome, now)
+
+    sim.core.finished = record
+    sim.check_end()
+    return sorted(ended[call] - call.arrival for call in sim.accepted if call.level is Level.ONLINE), sim
+
+
+def test_jobs_delay_online_requests_by_one_batch_at_most():
+    """With a backlog of jobs all the time, everything is answered, the slowest one full batch later; no gap is left."""
+    without, _ = online_latencies(jobs=False)
+    beside, sim = online_latencies(jobs=True)
+    assert len(beside) == len(without)
+    assert beside[-1] - without[-1] <= BASE + 32 * ROW + 1e-9
+    assert sim.served["t"] >= 0.9 * CAPACITY * 10.0 / 2
+
+
+class BusyStreams(Simulation):
+    """Streams of one tenant that always have so many items in flight, all with the deadline of their stream."""
+
+    def __init__(self, deadlines, window=64):
+        super().__init__(6, models=1, noise=0.0)
+        self.window = window
+        self.deadlines = dict(enumerate(deadlines))
+        self.flights = {stream: [] for stream in self.deadlines}
+        self.got = dict.fromkeys(self.deadlines, 0)
+        self.longest = 0.0
+        for stream in self.deadlines:
+            self.at(0.0, self.refill, stream)
+
+    def refill(self, stream):
+        flights = self.flights[stream]
+        self.got[stream] += sum(call.state is State.SUCCEEDED for call in flights)
+        flights[:] = [call for call in flights if call.state in (State.WAITING, State.RUNNING)]
+        while len(flights) < self.window and self.now < self.deadlines[stream]:
+            accepted = len(self.accepted)
+            self.arrive(("m0", 1), BUCKET, 1, self.deadlines[stream] - self.now, "", Priority.NORMAL, Level.ONLINE,
+                        False, None)  # fmt: skip
+            if len(self.accepted) == accepted:
+                break
+            flights.append(self.accepted[-1])
+
+    def done(self, number, began):
+        for part in self.running[number].parts:
+            self.longest = max(self.longest, self.now - part.request.arrival)
+        super().done(number, began)
+        for stream in self.deadlines:
+            self.refill(stream)
+
+
+def test_busy_streams_of_one_tenant_get_equal_parts():
+    """Whichever deadline comes first: while all are far none is before the others."""
+    sim = BusyStreams([61.0, 60.0, 3600.0])
+    sim.run(until=10.0)
+    assert min(sim.got.values()) > 0.3 * 10.0 * CAPACITY
+
+
+def test_a_stream_that_ends_goes_first_for_a_horizon_at_most():
+    """In its last second; nothing waits longer than that and what was waiting then."""
+    sim = BusyStreams([5.0, 60.0, 60.0])
+    sim.run(until=4.1)
+    before = dict(sim.got)
+    sim.run(until=4.9)
+    assert sim.got[0] - before[0] > 0.5 * 0.8 * CAPACITY
+    sim.run(until=20.0)
+    assert 0.5 < sim.longest < HORIZON + 3 * 64 / CAPACITY + 2 * (BASE + 32 * ROW)
+    assert min(sim.got[1], sim.got[2]) > 0.4 * 15.0 * CAPACITY
 
 
 def test_the_simulation_is_fast_enough_to_be_run_often():

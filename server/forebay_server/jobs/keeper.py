@@ -169,14 +169,14 @@ class Keeper:
         self._unsettled += 1
         nbytes = _size(operation)
         if type(operation) in _FROM_CALLERS:
+            if self._waiting >= self._most_waiting or self._bytes + nbytes > self._most_bytes:
+                refused = _Ticket(operation, done, inf, 0)
+                self.post(lambda: self._told(refused, QueueFull(_BEHIND, retry_after=RETRY_AFTER)))
+                return
             due = self._clock() + self._timeout
             ticket = _Ticket(operation, done, due, nbytes)
-            full = self._waiting >= self._most_waiting or self._bytes + nbytes > self._most_bytes
             self._waiting += 1
             self._bytes += nbytes
-            if full:
-                self.post(lambda: self._told(ticket, QueueFull(_BEHIND, retry_after=RETRY_AFTER)))
-                return
             if not self._timed:
                 self.due = due
             self._timed.append(ticket)

@@ -1,9 +1,9 @@
 """Who is let in: limits first, then whether the deadline can be met. Everything O(1) in what waits.
 
 *Limits*: bytes held by the server (what the front end holds included), the model's queued rows, the tenant's queued
-online rows. When the model's queue is full, the flow that is most over its share gives way, its latest request first; the
-newcomer is refused only if that is its own flow, or none is further over its share than it would be. Jobs give way to
-online requests, never the other way round.
+rows (of online requests). When the model's queue is full, the flow that is most over its share gives way, its latest
+request first; the newcomer is refused only if that is its own flow, or none is further over its share than it would be.
+Jobs give way to online requests, never the other way round.
 
 *Feasibility*: the wait is what the running batches still need, and the whole batches of equal or better standing, over
 the instances. By the rules of the fair share (`shares`), before a request with `a` seconds of its own flow ahead of it,
@@ -77,10 +77,13 @@ def admit(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per
     half = 0.5 * cost
     weight = share.weight
     own = share.cost
+    due = now + tier.horizon
+    if deadline < due:  # noqa: PLR1730  `min` would be felt
+        due = deadline
     if own:
         line = queue.line
-        if line and deadline < line[-1].deadline:
-            own *= _part_before(queue, deadline)
+        if line and due < line[-1].due:
+            own *= _part_before(queue, due)
         wait = (own + half) * model.busy_weight / weight - half
     else:
         wait = half * model.busy_weight / weight
@@ -117,13 +120,14 @@ def admit(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per
     request.cost = cost
     request.expected = wait
     request.queue = queue
+    request.due = due
     line = queue.line
-    if not line or deadline >= line[-1].deadline:
+    if not line or due >= line[-1].due:
         line.append(request)
     else:
         queue.push(request)
-    if deadline < queue.alarm:
-        books.arm(queue, deadline)
+    if due < queue.alarm:
+        books.arm(queue, due)
     if share.rows == 0:
         share.wake(model.virtual[level])
         if level == 0:
@@ -188,12 +192,12 @@ def _open(books: Books, request: Request) -> Queue:
     return queue
 
 
-def _part_before(queue: Queue, deadline: float) -> float:
-    """Which part of a queue has an earlier deadline, supposing that they are spread evenly."""
-    first, last = queue.line[0].deadline, queue.line[-1].deadline
-    if deadline <= first or last == first:
+def _part_before(queue: Queue, due: float) -> float:
+    """Which part of a queue is due earlier, supposing that they are spread evenly."""
+    first, last = queue.line[0].due, queue.line[-1].due
+    if due <= first:
         return 0.0
-    return (deadline - first) / (last - first)
+    return (due - first) / (last - first)
 
 
 def _alone(lane: Lane, rows: int) -> float:

@@ -7,9 +7,10 @@ Theory
 ------
 Requests to the same model with equal shapes and parameters may share a batch; they wait in a *lane*. Callers compete as
 *flows*, a (tenant, priority) each. Between flows a start-time fair queue in units of predicted engine seconds decides,
-inside a flow the earliest deadline (`shares`, `queue`). *Jobs* are a level below: they get slots that online requests
-leave empty. A request is let in if there is room for it and its deadline can be met (`admission`); an idle instance
-takes the best batch there is (`forming`); a batch that fails is cut up until the culprit is alone (`bisection`).
+inside a flow the earliest deadline as far as that is near (`shares`, `queue`). *Jobs* are a level below: they get slots
+that online requests leave empty. A request is let in if there is room for it and its deadline can be met (`admission`);
+an idle instance takes the best batch there is (`forming`); a batch that fails is cut up until the culprit is alone
+(`bisection`).
 
 Life of a request
 -----------------

@@ -1,11 +1,12 @@
 """Which requests an idle instance runs next.
 
 1. What must run again after a failure goes first (`bisection`).
-2. Of the lanes with online requests, the one whose first flow has the smallest tag; among equals, the one with the
-   earliest deadline. Only if no online request waits at all, the same among the lanes with jobs.
+2. Of the lanes with online requests, the one whose first flow has the smallest tag; among equals, the one whose head is
+   due first. Only if no online request waits at all, the same among the lanes with jobs.
 3. The batch is filled from that lane in the order of the fair share, up to the cap: the smallest of the model's limit,
    the cost model's best size, what memory allows, and the largest size whose predicted time still meets the tightest
-   deadline in the batch. A request with more rows than the cap is cut; others never are.
+   deadline in the batch, whosever it is; one that can't go along any more is left for the next batch. A request with
+   more rows than the cap is cut; others never are.
 4. A request that could not meet its deadline even alone is expired, not run; so is, while more than a full batch waits,
    one that would make the batch so small that the engine is wasted.
 5. Slots between the batch and the size that it is padded to are free: jobs get them.
@@ -80,7 +81,7 @@ def _choose(books: Books, model: Model, level: Level, now: float) -> tuple[Lane,
             if ready is None:
                 continue
             reason = ready
-        standing = (queue.share.tag, head.deadline)
+        standing = (queue.share.tag, head.due)
         if best is None or standing < best_standing:
             best, best_reason, best_standing = lane, reason, standing
     for lane in empty:
@@ -122,7 +123,7 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
         margin = model.margin + MARGIN_STEP * (min(ratio, RATIO_MOST) - model.margin)
         model.margin = min(max(margin, 1.0), MARGIN_MOST)
     if policy.max_delay > 0.0 and tier.rows:
-        _look_again(tier)
+        _look_again(tier, lane.cap)
     predicted = lane.cap_seconds if padded == lane.cap else model.costs.predict(lane.bucket, padded)
     if full:
         reason = Reason.FULL
@@ -134,11 +135,20 @@ def _apart(parts: list[Part], now: float) -> bool:
     return parts[0].request.queue.share.tenant.apart_until > now
 
 
-def _look_again(tier: Tier) -> None:
-    """Finds the oldest and the tightest of what a batch has left, near enough: among the heads of all flows."""
-    heads = [head for _, _, queue in tier.heap if (head := queue.head()) is not None]
-    tier.since = min((head.arrival for head in heads), default=inf)
-    tier.tightest = min((head.deadline for head in heads), default=inf)
+def _look_again(tier: Tier, cap: int) -> None:
+    """Finds the oldest and the tightest of what a batch has left.
+
+    If that fills another batch nobody will be delayed for now, and it is enough to know it near enough, and not too
+    late: by the heads of all flows.
+    """
+    if tier.rows >= cap:
+        heads = [head for _, _, queue in tier.heap if (head := queue.head()) is not None]
+        tier.since = min((head.arrival for head in heads), default=inf)
+        tier.tightest = min((head.due for head in heads), default=inf)
+        return
+    left = [request for _, _, queue in tier.heap for request in queue.waiting()]
+    tier.since = min((request.arrival for request in left), default=inf)
+    tier.tightest = min((request.deadline for request in left), default=inf)
 
 
 def _fill(books: Books, tier: Tier, parts: list[Part], rows: int, cap: int, now: float) -> tuple[int, bool]:

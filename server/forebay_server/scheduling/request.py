@@ -62,7 +62,9 @@ class Request:
     """
 
     cost: float
-    """Engine seconds that its waiting rows stand for. Set by the core at admission, like the next two."""
+    """Engine seconds that its waiting rows stand for. Set by the core at admission, like the next three."""
+    due: float
+    """Its place in the order of its flow, never later than its deadline (`scheduling.queue`)."""
     expected: float
     """The wait that was predicted for it, in seconds."""
     queue: "Queue"
@@ -72,6 +74,7 @@ class Request:
         "arrival",
         "cost",
         "deadline",
+        "due",
         "expected",
         "inputs",
         "lane",

@@ -154,29 +154,30 @@ class Books:
         """(model, usable instances, all instances) after each change, for the runner to tell."""
         self.events: list[Event] = []
 
-    def arm(self, queue: Queue, deadline: float) -> None:
-        """Makes sure that `queue` is looked at when `deadline` comes.
+    def arm(self, queue: Queue, at: float) -> None:
+        """Makes sure that `queue` is looked at when an instant comes.
 
-        One alarm per queue, for its head. When the head is served the alarm stays: it rings too early, finds nothing,
-        and is set again. So a request costs one comparison here, not a place in a heap of all deadlines.
+        One alarm per queue, for what is due first. When that is served the alarm stays: it rings too early, finds
+        nothing, and is set again. So a request costs one comparison here, not a place in a heap of all deadlines.
         """
-        queue.alarm = deadline
-        heappush(self.alarms, (deadline, next_serial(), queue))
+        queue.alarm = at
+        heappush(self.alarms, (at, next_serial(), queue))
         if len(self.alarms) > self.alarms_most:
             self.alarms = [entry for entry in self.alarms if entry[2].alarm == entry[0]]
             heapify(self.alarms)
             self.alarms_most = 2 * len(self.alarms) + _SWEEP_AT
 
     def ring(self, now: float) -> None:
-        """Expires what has to, in the queue whose alarm is due first."""
+        """Expires what has to, in the queue whose alarm is the first."""
         at, _, queue = heappop(self.alarms)
         if queue.alarm != at:
             return  # An earlier alarm has taken its place.
         queue.alarm = inf
-        while (head := queue.head()) is not None and head.deadline <= now:
-            self.expire(head, now)
-        if head is not None and head.deadline < inf:
-            self.arm(queue, head.deadline)
+        for request in queue.expired(now):
+            self.expire(request, now)
+        again = queue.next_alarm()
+        if again < inf:
+            self.arm(queue, again)
 
     def share(self, model: Model, tenant_name: str, priority: int, level: int) -> Share:
         """The share of a flow in a model, made at its first request."""

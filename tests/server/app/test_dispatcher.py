@@ -65,7 +65,7 @@ class Runner:
 class Rig:
     """A dispatcher with two methods, and what came of them."""
 
-    def __init__(self, watchdog=5.0):
+    def __init__(self, watchdog=5.0, timed=()):
         self.wire = Wire()
         self.runner = Runner()
         self.outbox = []
@@ -79,6 +79,7 @@ class Rig:
             endpoints=endpoints,
             outbox=self.outbox,
             flushes=[lambda: None],
+            timed=timed,
             watchdog=watchdog,
             held_bytes=self.held.append,
             on_fault=lambda: self.faults.append("fault"),
@@ -204,3 +205,47 @@ def test_a_question_that_is_not_answered_in_time(rig):
     with pytest.raises(TimeoutError):
         rig.dispatcher.call(lambda: None, 0.2)
     gate.set()
+
+
+class Alarm:
+    """Due at its instants, one after the other; remembers how late it was called."""
+
+    def __init__(self, *instants, fault=False):
+        self.instants = list(instants)
+        self.late = []
+        self.fault = fault
+
+    @property
+    def due(self):
+        return self.instants[0] if self.instants else math.inf
+
+    def tick(self, now):
+        self.late.append(now - self.instants.pop(0))
+        if self.fault:
+            raise ValueError("a fault")
+        return self.due
+
+
+def test_parts_are_called_when_they_are_due():
+    """Each at its instants, not before, and no turn waits beyond them; one that fails stops nobody."""
+    now = time.monotonic()
+    parts = [Alarm(now + 0.05, now + 0.2), Alarm(now + 0.1), Alarm(now, fault=True), Alarm()]
+    rig = Rig(timed=parts)
+    asked = []
+    take = rig.wire.take
+
+    def note(most, timeout):
+        if timeout:
+            asked.append((time.monotonic() + timeout, parts[0].due))
+        return take(most, 0.005)
+
+    rig.wire.take = note
+    rig.dispatcher.start()
+    try:
+        while parts[0].instants or parts[1].instants:
+            time.sleep(0.01)
+    finally:
+        rig.dispatcher.stop()
+    assert [len(part.late) for part in parts] == [2, 1, 1, 0]
+    assert all(late >= 0.0 for part in parts for late in part.late)
+    assert all(until <= due + 0.01 for until, due in asked)

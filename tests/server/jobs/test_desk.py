@@ -349,7 +349,7 @@ def test_a_store_that_is_full_takes_the_outcome_later(host):
 @pytest.mark.parametrize("kind", [Submit, Finish, Release, Renew, Reap])
 def test_a_lost_acknowledgement_is_made_up_for(host, kind):
     """The group was done, its answer was lost: each job ends once all the same."""
-    server = host()
+    server = host(claim_s=1.0)
     if kind is Release:
         server.fail_decode = ModelLoading("soon")
     server.until(lambda: server.desk._runner._lives.current.alive)
@@ -394,7 +394,7 @@ def test_too_many_jobs_are_refused(host):
 
 def test_claims_are_bounded_by_bytes(host):
     """Large payloads are claimed a few at a time, and all of them run."""
-    server = host(serve=False, max_held_bytes=8 << 20, batch=8)
+    server = host(serve=False, max_held_bytes=8 << 20, batch=8192)
     jobs = server.submit_all(6, payload(*range(100_000)))  # 400 kB each; 1 MiB may be held
     server.desk.serve("m")
     for job in jobs:

@@ -168,6 +168,16 @@ def test_earlier_deadlines_only_count_what_goes_before_them(world):
     w.admit(deadline=0.020)
 
 
+def test_a_far_deadline_counts_all_that_came_before(world):
+    """600 rows take 1.35 s: who has 1.3 s does not overtake those with a hundred, whose turn comes first."""
+    w = world()
+    for _ in range(600):
+        w.admit(deadline=100.0)
+    assert isinstance(w.refuse(deadline=1.3), DeadlineUnreachable)
+    w.admit(deadline=1.4)
+    w.admit(deadline=0.9)
+
+
 def test_a_modest_flow_does_not_pay_for_a_greedy_one(world):
     """When the queue is 5 s long for one tenant, another tenant's first request can be served at once."""
     w = world()

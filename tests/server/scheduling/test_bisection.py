@@ -1,6 +1,6 @@
 """Batches that fail: the culprit alone gets the error."""
 
-from math import ceil, log2
+from math import ceil, inf, log2
 
 import pytest
 
@@ -149,6 +149,7 @@ def test_a_stuck_batch_fails_once_and_the_instance_may_come_back(world):
     w = world(max_execution=2.0, instances=2)
     requests = [w.admit(rows=8), w.admit(rows=8)]
     batch = w.take(0.0)
+    w.core.tick(1.5)
     assert w.core.next_wakeup() == 2.0
     w.core.tick(1.999)
     assert w.settle() == []
@@ -181,9 +182,10 @@ def test_with_all_instances_stuck_nothing_waits(world):
 def test_inline_instances_are_not_watched_here(world):
     """Nobody is there to notice: the wire's watchdog does."""
     w = world(inline=True, max_execution=2.0)
-    w.admit(deadline=1e9)
+    w.admit()
     w.take(0.0)
-    assert w.core.next_wakeup() == 1e9
+    w.core.tick(1.0)  # The alarm of its queue.
+    assert w.core.next_wakeup() == inf
 
 
 def test_a_part_that_fails_fails_its_request(world):

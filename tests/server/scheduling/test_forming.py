@@ -1,5 +1,7 @@
 """Which requests go together, when, and why."""
 
+from math import inf
+
 import pytest
 
 from forebay_server.errors import DeadlineExpired
@@ -43,9 +45,45 @@ def test_a_batch_is_full_at_the_cap(world):
 def test_the_earliest_deadline_goes_first_inside_a_flow(world):
     """However requests arrive, they leave by deadline, and by arrival among equals."""
     w = world(max_batch_size=1, best_batch_size=1)
-    for deadline in (50.0, 30.0, 40.0, 60.0, 30.0, 10.0, 60.0):
+    for deadline in (0.5, 0.3, 0.4, 0.6, 0.3, 0.1, 0.6):
         w.admit(deadline=deadline)
-    assert [ran[0].deadline for ran in w.run()] == [10.0, 30.0, 30.0, 40.0, 50.0, 60.0, 60.0]
+    assert [ran[0].deadline for ran in w.run()] == [0.1, 0.3, 0.3, 0.4, 0.5, 0.6, 0.6]
+
+
+def test_far_deadlines_leave_in_order_of_arrival(world):
+    """Beyond the horizon of a second it does not matter how far they are, nor when their turn comes."""
+    w = world(max_batch_size=1, best_batch_size=1)
+    requests = [w.admit(now=0.1 * index, deadline=50.0 - 10.0 * index) for index in range(4)]
+    assert w.run(0.4) == [[request] for request in requests]
+
+
+def test_a_near_deadline_overtakes_what_has_waited_less_than_the_rest_of_the_horizon(world):
+    """At 0.9 with 0.3 s left it goes before what came after 0.2, and after what came before that."""
+    w = world(max_batch_size=1, best_batch_size=1)
+    first, second = w.admit(deadline=10.0), w.admit(now=0.1, deadline=5.0)
+    third = w.admit(now=0.3, deadline=5.0)
+    near = w.admit(now=0.9, deadline=1.2)
+    assert w.run(0.95) == [[first], [second], [near], [third]]
+
+
+def test_nothing_that_comes_a_horizon_later_goes_before_a_request(world):
+    """The last that can overtake it comes just before, whatever the deadlines; after that its turn is next."""
+    w = world(max_batch_size=1, best_batch_size=1)
+    patient = w.admit(deadline=3600.0)
+    overtakes = w.admit(now=0.95, deadline=0.999)
+    w.admit(now=0.96, deadline=1.0)
+    assert w.finish(w.take(0.98), 0.98) == [overtakes]
+    for index in range(20):
+        w.admit(now=1.0 + 0.01 * index, deadline=1.5 + 0.01 * index)
+    assert requests_of(w.take(1.2)) == [patient]
+
+
+def test_jobs_leave_by_deadline_and_then_those_without_in_order_of_arrival(world, forever):
+    """However far a deadline is, a job that has one goes before a job that has none."""
+    w = world(max_batch_size=1, best_batch_size=1)
+    deadlines = (forever, 5000.0, 10.0, forever, 70.0)
+    jobs = [w.admit(now=0.1 * index, deadline=deadlines[index], level=Level.JOB) for index in range(5)]
+    assert w.run(0.5) == [[jobs[index]] for index in (2, 4, 1, 0, 3)]
 
 
 def test_flows_take_turns_by_weight(world):
@@ -103,8 +141,8 @@ def test_a_flow_saves_up_nothing_while_it_is_idle(world):
 def test_a_batch_is_of_one_lane(world):
     """Shapes don't mix, and the lane with the earliest deadline of a flow goes first."""
     w = world()
-    a = [w.admit(deadline=20.0), w.admit(deadline=40.0)]
-    b = [w.admit(deadline=10.0, bucket=OTHER_BUCKET), w.admit(deadline=30.0, bucket=OTHER_BUCKET)]
+    a = [w.admit(deadline=0.2), w.admit(deadline=0.4)]
+    b = [w.admit(deadline=0.1, bucket=OTHER_BUCKET), w.admit(deadline=0.3, bucket=OTHER_BUCKET)]
     assert w.run() == [b, a]
 
 
@@ -135,6 +173,28 @@ def test_the_cap_meets_the_tightest_deadline(world):
         w.admit(deadline=deadline)
     batch = w.take()
     assert (batch.rows, batch.reason) == (5, Reason.FULL)
+
+
+def test_the_cap_meets_a_deadline_that_is_tighter_than_the_head_s(world):
+    """A request that goes second for all the time that the first has waited still makes the batch small enough."""
+    w = world()
+    head = w.admit(deadline=100.0)
+    tight = w.admit(now=0.99, deadline=0.99 + 0.0151)
+    others = [w.admit(now=0.99) for _ in range(5)]
+    batch = w.take(0.99)
+    assert requests_of(batch) == [head, tight, *others[:3]]
+    assert batch.reason is Reason.FULL
+
+
+def test_what_can_not_go_along_is_left_for_the_next_batch(world):
+    """Seven rows take 17 ms: one with 15.1 left is not put to six, and the other instance takes it at once."""
+    w = world(instances=2)
+    patient = [w.admit(deadline=100.0) for _ in range(6)]
+    tight = w.admit(now=0.98, deadline=0.99 + 0.0151)
+    batch = w.take(0.99)
+    assert requests_of(batch) == patient
+    assert batch.reason is Reason.FULL
+    assert requests_of(w.take(0.99, w.instances[1])) == [tight]
 
 
 def test_what_can_not_meet_its_deadline_even_alone_is_not_run(world):
@@ -199,6 +259,27 @@ def test_waiting_requests_expire_on_time_while_the_engine_is_busy(world):
     assert w.figures().queued_rows == 0
     w.finish(batch, 0.7)
     assert w.core.held_bytes == 0
+
+
+def test_each_expires_on_time_whatever_it_stands_behind(world):
+    """The order is by what is due, which says nothing about who expires first; no instant is missed."""
+    w = world()
+    w.admit(rows=8)
+    batch = w.take()
+    far = w.admit(deadline=5.0)
+    near = w.admit(now=0.5, deadline=1.2)
+    others = [w.admit(now=0.6, deadline=deadline) for deadline in (3.0, 1.7, 1.65, 1.5, 3.0)]
+    expired = {}
+    while (now := w.core.next_wakeup()) < 100.0 and len(expired) < 10:
+        w.core.tick(now)
+        expired.setdefault(now, []).extend(w.settle())
+    assert {now: requests for now, requests in expired.items() if requests} == {
+        1.2: [near], 1.5: [others[3]], 1.65: [others[2]], 1.7: [others[1]], 3.0: [others[0], others[4]], 5.0: [far],
+    }  # fmt: skip
+    assert w.core.next_wakeup() == 30.0  # When the batch counts as stuck.
+    w.finish(batch, 5.0)
+    assert w.core.held_bytes == 0
+    assert w.core.next_wakeup() == inf
 
 
 def test_oversized_requests_are_cut_and_put_together(world):
@@ -302,6 +383,20 @@ def test_a_delay_never_costs_a_deadline(world):
     assert w.take(0.099) is None
     assert w.core.next_wakeup() == pytest.approx(0.100)
     assert w.take(0.1001).reason is Reason.DEADLINE
+
+
+def test_a_delay_goes_by_deadlines_and_not_by_the_order(world):
+    """What a batch has left is due within a second, but its tightest deadline is at 3.0: a batch takes 18 ms."""
+    w = world(max_delay=10.0)
+    for _ in range(9):
+        w.admit(deadline=100.0)
+    w.admit(deadline=3.0)
+    w.finish(w.take(0.0), 0.018)
+    assert w.take(2.980) is None
+    w.core.tick(2.980)
+    assert w.core.next_wakeup() == pytest.approx(2.981)
+    batch = w.take(2.9811)
+    assert (batch.rows, batch.reason) == (2, Reason.DEADLINE)
 
 
 def test_draining_ends_delays(world):

@@ -11,6 +11,7 @@ from forebay_server.scheduling.bisection import Died, Faulted, NoMemory, Rejecte
 from forebay_server.scheduling.core import TRANSITIONS, Core
 from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
+from forebay_server.scheduling.queue import HORIZON
 from forebay_server.scheduling.request import Level, Priority, Request, State
 
 KEYS = (("a", 1), ("b", 1))
@@ -73,7 +74,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         key=st.sampled_from(KEYS), bucket=st.sampled_from(BUCKETS), rows=st.sampled_from([1, 1, 1, 2, 3, 8, 9, 20]),
-        patience=st.sampled_from([0.005, 0.05, 0.5, 10.0, inf]), tenant=st.sampled_from(["", "q", "w"]),
+        patience=st.sampled_from([0.005, 0.05, 0.5, 1.5, 10.0, inf]), tenant=st.sampled_from(["", "q", "w"]),
         priority=st.sampled_from(list(Priority)), level=st.sampled_from([Level.ONLINE, Level.ONLINE, Level.JOB]),
         poison=st.sampled_from([False] * 7 + [True]), parameters=st.sampled_from([None, None, {"k": 1}]),
     )  # fmt: skip
@@ -126,6 +127,17 @@ class Machine(RuleBasedStateMachine):
                 assert part.request.state in (State.WAITING, State.RUNNING)
                 assert part.request.deadline > self.now
                 assert 0 <= part.start < part.start + part.rows <= part.request.rows
+                if batch.scheduled is None:
+                    self.in_order(part.request)
+
+    def in_order(self, taken):
+        """What its flow has left in the lane is due later, and a far deadline was not a reason to leave it."""
+        for request in self.requests:
+            if request.state is State.WAITING and request.lane is taken.lane:
+                alike = request.tenant, request.priority, request.level
+                if alike == (taken.tenant, taken.priority, taken.level):
+                    assert taken.due <= request.due
+                    assert taken.level is Level.JOB or taken.arrival < request.arrival + HORIZON
 
     @rule(data=st.data(), fate=st.sampled_from(["ok"] * 5 + ["reject", "memory", "dead"]))
     def come_back(self, data, fate):
@@ -183,6 +195,10 @@ class Machine(RuleBasedStateMachine):
             return
         for request in self.requests:
             assert len(request.outcomes) == (request.state in FINAL)
+            if request.state is State.WAITING:
+                latest = inf if request.level is Level.JOB else request.arrival + HORIZON
+                assert request.due == min(request.deadline, latest)
+                assert request.queue.alarm <= request.deadline
         held = dict.fromkeys(KEYS, 0)
         waiting = dict.fromkeys(KEYS, 0)
         quota = 0
@@ -193,7 +209,7 @@ class Machine(RuleBasedStateMachine):
             if request.state is State.WAITING:
                 rows = request.rows - (request.scheduled.taken if request.scheduled else 0)
                 waiting[request.lane.key] += rows
-                quota += rows if request.tenant == "q" else 0
+                quota += rows if request.tenant == "q" and request.level is Level.ONLINE else 0
         for model in self.core._books.models.values():
             for again in model.reruns:
                 for part in again.parts:

@@ -57,7 +57,7 @@ COMMANDS = st.one_of(
         )
     ]
     * 3,
-    *[st.tuples(st.just("claim"), st.integers(0, 1), flow, st.sampled_from([False, False, True]), limit)] * 3,
+    *[st.tuples(st.just("claim"), st.integers(0, 1), index, limit)] * 4,
     *[
         st.tuples(
             st.just("finish"), index, st.sampled_from([0, 0, 0, 1]),
@@ -73,8 +73,9 @@ COMMANDS = st.one_of(
         st.just("page"), st.sampled_from(TENANTS), st.sets(st.sampled_from(JobState)), st.sampled_from(["", "m", "n"]),
         st.none() | index, limit,
     ),
-    *[st.tuples(st.just("renew"), st.integers(0, 1), st.sampled_from([0.0, 2.0, 1000.0, 1000.0]))] * 2,
+    st.tuples(st.just("renew"), st.integers(0, 1), st.sampled_from([0.0, 2.0, 1000.0, 1000.0])),
     st.tuples(st.just("reap"), limit, st.sampled_from([1, 3])),
+    st.tuples(st.just("crash"), st.sampled_from([1, 9, 9])),
     st.tuples(st.just("purge"), limit),
     st.tuples(st.just("backlog")),
     st.tuples(st.just("deliveries"), limit, st.sampled_from([0.0, 1.0])),
@@ -112,7 +113,12 @@ class Script:
         return submit.id, self.store._rows.get(submit.id)
 
     def claim_of(self, number, staleness):
+        """A claim that holds, if there is one; or one attempt too old."""
+        running = [name for name, row in self.store._rows.items() if row.job.state is JobState.RUNNING]
         name, row = self.job(number)
+        if running and number % 4:
+            name = running[number % len(running)]
+            row = self.store._rows[name]
         if row is None:
             return name, self.owner(0), 1
         return name, row.owner or self.owner(0), row.job.attempt - staleness
@@ -134,8 +140,11 @@ class Script:
         if self.submits:
             self.do(self.submits[number % len(self.submits)])
 
-    def claim(self, owner, flow, suspect, limit):
-        self.do(Claim(self.owner(owner), flow._replace(suspect=suspect), limit))
+    def claim(self, owner, number, limit):
+        """From a flow that has something waiting, if there is one."""
+        flows = sorted({row.flow for row in self.store._rows.values() if row.job.state is JobState.PENDING})
+        flow = flows[number % len(flows)] if flows else Flow("m", "a", 1, suspect=False)
+        self.do(Claim(self.owner(owner), flow, limit))
 
     def finish(self, number, staleness, state, size):
         self.do(Finish(*self.claim_of(number, staleness), state, bytes([number]) * size, number))
@@ -155,6 +164,11 @@ class Script:
 
     def renew(self, owner, seconds):
         self.do(Renew(self.owner(owner), seconds))
+
+    def crash(self, attempts):
+        """All owners go away, their jobs are taken over, and others come."""
+        self.reopen()
+        self.reap(100, attempts)
 
     def reap(self, limit, attempts):
         self.do(Reap(limit, attempts, b"expired", b"crashed"))
@@ -184,6 +198,8 @@ class Script:
             self.renew(number, 0.0)
         self.life += 1
         self.steps.append(REOPEN)
+        for number in range(len(OWNERS)):
+            self.renew(number, 1000.0)
 
     def look(self):
         """Everything that can be seen."""
@@ -257,12 +273,15 @@ def play(world, steps, reference, cuts):
     return outcomes
 
 
+PROLOGUE = [("renew", number, 1000.0) for number in range(len(OWNERS))]
+
+
 def compare(worlds, commands, cuts):
     for name, make in worlds.items():
         world = make()
         try:
             script = Script(world.now)
-            for command in commands:
+            for command in PROLOGUE + commands:
                 script.run(command)
             script.look()
             reference = Order()
@@ -274,7 +293,7 @@ def compare(worlds, commands, cuts):
 
 
 SEQUENCES = {
-    "commands": st.lists(COMMANDS, min_size=5, max_size=60),
+    "commands": st.lists(COMMANDS, min_size=20, max_size=80),
     "cuts": st.lists(st.booleans(), min_size=1, max_size=7),
 }
 # The fixture is a factory: each example makes stores of its own.

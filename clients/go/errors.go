@@ -1,0 +1,105 @@
+package forebay
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	forebayv1 "github.com/forebay/forebay/gen/go/forebay/v1"
+)
+
+const (
+	domain       = "forebay"
+	reasonPrefix = "ERROR_REASON_"
+)
+
+// Reason is what happened, as the contract's ErrorReason.
+type Reason = forebayv1.ErrorReason
+
+// Violation is a field that was not as it has to be.
+type Violation struct {
+	// Field is its path, such as inputs[0].shape.
+	Field string
+	// Description is a sentence.
+	Description string
+}
+
+// Error is an error of a call, a stream item or a job. Use errors.As to get at it, and status.Code or status.FromError for
+// the plain gRPC status.
+type Error struct {
+	// Code says what to do in general.
+	Code codes.Code
+	// Reason says what happened; unspecified if the error is not the server's own (a lost connection, a proxy), or if
+	// this client is older than the reason, whose name is in ReasonName.
+	Reason Reason
+	// ReasonName is the reason's name without prefix, such as QUEUE_FULL; empty if there is none.
+	ReasonName string
+	// Message is a sentence.
+	Message string
+	// RetryDelay is how long to wait before the same is sent again; 0 if the server did not ask for that.
+	RetryDelay time.Duration
+	// Violations are the fields of a request that is not valid.
+	Violations []Violation
+	// ErrorID finds an internal error in the server's log.
+	ErrorID string
+
+	status *status.Status
+}
+
+// Error is the message, with code and reason.
+func (e *Error) Error() string {
+	if e.ReasonName == "" {
+		return fmt.Sprintf("forebay: %s: %s", e.Code, e.Message)
+	}
+	return fmt.Sprintf("forebay: %s (%s): %s", e.Code, e.ReasonName, e.Message)
+}
+
+// GRPCStatus is the status that the error was made from.
+func (e *Error) GRPCStatus() *status.Status { return e.status }
+
+// Temporary is whether the same request may succeed later or elsewhere: the server is draining, loading or without its
+// engine or store, or it is overloaded and has said when to come back.
+func (e *Error) Temporary() bool {
+	return e.Code == codes.Unavailable || (e.Code == codes.ResourceExhausted && e.RetryDelay > 0)
+}
+
+// wrap makes an error of gRPC ours. Nil stays nil.
+func wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	// FromError also knows what a context's end means.
+	found, ok := status.FromError(err)
+	if !ok {
+		found = status.FromContextError(err)
+	}
+	return fromStatus(found)
+}
+
+func fromProto(proto *rpcstatus.Status) *Error { return fromStatus(status.FromProto(proto)) }
+
+func fromStatus(from *status.Status) *Error {
+	made := &Error{Code: from.Code(), Message: from.Message(), status: from}
+	for _, detail := range from.Details() {
+		switch detail := detail.(type) {
+		case *errdetails.ErrorInfo:
+			if detail.GetDomain() == domain {
+				made.ReasonName = detail.GetReason()
+				made.Reason = Reason(forebayv1.ErrorReason_value[reasonPrefix+strings.TrimPrefix(detail.GetReason(), reasonPrefix)])
+				made.ErrorID = detail.GetMetadata()["error_id"]
+			}
+		case *errdetails.RetryInfo:
+			made.RetryDelay = detail.GetRetryDelay().AsDuration()
+		case *errdetails.BadRequest:
+			for _, violation := range detail.GetFieldViolations() {
+				made.Violations = append(made.Violations, Violation{violation.GetField(), violation.GetDescription()})
+			}
+		}
+	}
+	return made
+}
