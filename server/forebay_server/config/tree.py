@@ -187,7 +187,7 @@ class ModelConfig(Section, frozen=True):
 
 
 class WebhooksConfig(Section, frozen=True):
-    """Telling others that a job has finished."""
+    """Telling others that a job has finished. Not served yet."""
 
     allow: list[str] = []
     """Where to: `https://host[:port][/path]`; a target must have one of these as its beginning, at a path boundary. A
