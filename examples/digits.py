@@ -150,7 +150,7 @@ async def submit_and_kill(
     count = check([result.prediction for result in results], labels, probabilities)
     later = sum(result.job.end_time is not None and result.job.end_time > killed for result in results)
     console.print(f"Submit: {count} jobs, acknowledged in {took:.2f} s, each when it was on disk; then kill -9")
-    console.print(f"  serving again after {server.start_seconds:.2f} s; {later} jobs had not been run yet")
+    console.print(f"  serving again after {server.start_seconds:.2f} s; {later} jobs had no stored result yet")
     console.print(f"  {count} results, every one equal to the model's own\n")
 
 
