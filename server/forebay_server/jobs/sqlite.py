@@ -41,8 +41,8 @@ _MOVE_LOG_NOW: Final = 16_000
 _HOUSEKEEPING: Final = frozenset({Backlog, Purge, Reap, Renew})
 _CACHE: Final = -65_536
 """Negative: KiB. The pages that are written again and again: the ends of tables, and the index of the ids."""
-_CHECKED: Final = 256 * 2**20
-"""Bytes; a file up to this size is checked when it is opened, which takes less than a second."""
+_CHECKED: Final = 50_000
+"""Pages (200 MiB); a file up to this size is checked when it is opened, which takes less than a second."""
 _SLACK: Final = 4
 """Free pages are given back while they are more than one in so many; the others will be used again."""
 _GIVEN_BACK: Final = 500
@@ -179,7 +179,7 @@ class SqliteStore:
         connection.pragma("synchronous", "full")
         connection.pragma("cache_size", _CACHE)
         connection.set_wal_hook(self._logged)  # Instead of SQLite's own, which would move the log inside a commit.
-        if path.stat().st_size <= _CHECKED:
+        if connection.pragma("page_count") <= _CHECKED:
             found = connection.execute("PRAGMA quick_check(1)").get
             if found != "ok":
                 raise apsw.CorruptError(found)
