@@ -43,7 +43,7 @@ $(UV):
 	$(BIN)/pip install --quiet uv==$(UV_VERSION)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(UV)
-	$(UV) pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[onnx,postgres,webhooks]' --group dev
+	$(UV) pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[onnx,otel,postgres,webhooks]' --group dev
 	touch $@
 
 NATIVE := server/native/Cargo.toml
@@ -55,7 +55,7 @@ $(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.installed
 
 .PHONY: lock
 lock: $(UV) ## Resolve into constraints.txt; LOCK=--upgrade for the newest versions of all
-	$(UV) pip compile --quiet --python $(BIN)/python $(LOCK) --extra onnx --extra postgres --extra webhooks --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o constraints.txt
+	$(UV) pip compile --quiet --python $(BIN)/python $(LOCK) --extra onnx --extra otel --extra postgres --extra webhooks --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o constraints.txt
 
 ##@ The contract
 
