@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 import structlog
 
-from forebay_server.config.tree import Config
+from forebay_server.config.tree import Config, WebhooksConfig
 from forebay_server.errors import ConfigError, Internal, StoreUnavailable
 from forebay_server.jobs.choose import choose_store
 from forebay_server.jobs.desk import Desk
 from forebay_server.jobs.keeper import Keeper
 from forebay_server.jobs.late import LateStore
+from forebay_server.jobs.store import Operation, Outcome
+from forebay_server.jobs.webhooks.sender import make_sender
 from forebay_server.models.catalogue import Catalogue
 from forebay_server.models.served import ModelState, Served
 from forebay_server.scheduling.runner import Runner
@@ -26,6 +28,7 @@ from forebay_server.wire.port import Limits
 
 STORE_PATIENCE = 10.0  # seconds for what is on its way to the store when everything else has ended, ...
 AWAY_PATIENCE = 1.0  # ... and if the store has not answered for a while
+MESSAGES_PATIENCE = 2.0  # seconds for messages under way; what is cut off is sent again
 SHARED = "postgresql"  # the store that several servers may use
 LOST = "payload_lost"  # the error id of jobs whose payload the disk has lost; each can be told by its own id
 
@@ -72,6 +75,8 @@ class Jobs:
         settings = config.jobs
         self._store = LateStore(choose_store(settings.store, lost=status_bytes(Internal(LOST))))
         self._keeper = Keeper(self._store, post=post, timeout=settings.store_timeout_s, clock=clock)
+        keeper, timeout = self._keeper, settings.store_timeout_s
+        self._sender = make_sender(settings.webhooks, lambda operation: keeper.ask(operation, timeout))
         self._desk = Desk(
             self._keeper,
             scheduler=runner,
@@ -81,9 +86,12 @@ class Jobs:
             max_streams=limits.max_streams,
             max_held_bytes=limits.max_held_bytes,
             encode_error=status_bytes,
+            finished=self._sender.wake,
             clock=clock,
         )
-        submissions = Submissions(intake, default_ttl=settings.ttl_s, max_ttl=settings.max_ttl_s, allowed=_no_webhooks)
+        submissions = Submissions(
+            intake, default_ttl=settings.ttl_s, max_ttl=settings.max_ttl_s, allowed=self._sender.allowed
+        )
         self.service = JobService(
             self._desk, intake, submissions, outbox, max_send_bytes=limits.max_send_bytes
         ).service()
@@ -94,7 +102,7 @@ class Jobs:
         catalogue.subscribe(self._model_changed)
 
     def start(self) -> None:
-        """Opens the store; one that does not answer is waited for, without holding anybody up.
+        """Opens the store; one that does not answer is waited for, without holding anybody up. Then webhooks are sent.
 
         Raises:
             StoreNotOpened: It can't be used.
@@ -103,6 +111,7 @@ class Jobs:
             self._keeper.start()
         except (ConfigError, StoreUnavailable) as error:
             raise StoreNotOpened(str(error)) from error
+        self._sender.start()
         _log.info("job_store", kind=self._store.name, durable=self._store.name != "memory")
 
     def look_after(self, vitals: Vitals) -> None:
@@ -124,7 +133,8 @@ class Jobs:
         self._desk.close()
 
     def close(self) -> None:
-        """Has the store take what is on its way to it, and closes it. While the dispatcher still moves."""
+        """Ends webhooks, has the store take what is on its way, and closes it. While the dispatcher still moves."""
+        self._sender.close(MESSAGES_PATIENCE)
         if not self._keeper.close(STORE_PATIENCE if self._keeper.healthy else AWAY_PATIENCE):
             _log.error("job_store_not_closed")
 
@@ -154,5 +164,17 @@ def explain_store(setting: str) -> str:
     return f"in the SQLite file {path}, and large ones beside it in {path}.payloads; one server at a time"
 
 
-def _no_webhooks(_url: str, _secret: str) -> tuple[str, str]:
-    return "webhook.url", "is not allowed: this server sends no webhooks"
+def explain_webhooks(settings: WebhooksConfig) -> str:
+    """Where messages about jobs go.
+
+    Raises:
+        ConfigError: As at the start of a server: an entry or a secret is wrong, or something is not installed.
+    """
+    make_sender(settings, _no_store).close(0.0)
+    if not settings.allow:
+        return "no webhooks are sent"
+    return f"webhooks may go to {', '.join(settings.allow)}"
+
+
+def _no_store(_operation: Operation) -> Outcome:
+    raise StoreUnavailable("no store is open")

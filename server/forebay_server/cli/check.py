@@ -47,9 +47,10 @@ def check(
     console = display.console()
     _settings(console, [found for found in explain(*loaded) if not found.path.startswith("models.")])
     if loaded.config.jobs.store:
-        from forebay_server.app.jobs import explain_store  # noqa: PLC0415  # heavy
+        from forebay_server.app.jobs import explain_store, explain_webhooks  # noqa: PLC0415  # heavy
 
         console.print(f"\njobs are kept {explain_store(loaded.config.jobs.store)}", markup=False)
+        console.print(explain_webhooks(loaded.config.jobs.webhooks), markup=False)
     every = explain(*loaded)
     failed = 0
     for index, model in enumerate(loaded.config.models):

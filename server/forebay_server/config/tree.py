@@ -187,7 +187,7 @@ class ModelConfig(Section, frozen=True):
 
 
 class WebhooksConfig(Section, frozen=True):
-    """Telling others that a job has finished. Not served yet."""
+    """Telling others that a job has finished."""
 
     allow: list[str] = []
     """Where to: `https://host[:port][/path]`, or `http://` for what may be read on the way; a target must have one of

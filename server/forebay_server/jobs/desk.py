@@ -26,7 +26,7 @@ from forebay_server.jobs.failpoints import reach
 from forebay_server.jobs.keeper import Keeper
 from forebay_server.jobs.pending import Pending
 from forebay_server.jobs.runner import Decoder, Runner
-from forebay_server.jobs.states import JobState
+from forebay_server.jobs.states import FINAL, JobState
 from forebay_server.jobs.store import Cancel, Found, Get, Job, Page, Reap, Submit, Submitted, Waiting
 from forebay_server.jobs.upkeep import LIMIT, Upkeep
 from forebay_server.jobs.waiting import Waiter, Waiters
@@ -60,6 +60,7 @@ class Desk:
         max_streams: Calls at a time on one connection.
         max_held_bytes: Bytes that the server may hold for requests.
         encode_error: A serialized `google.rpc.Status` for an error.
+        finished: Told that a job has ended here: there may be a message about it in the outbox.
         clock: Monotonic seconds.
     """
 
@@ -74,10 +75,12 @@ class Desk:
         max_streams: int,
         max_held_bytes: int,
         encode_error: Callable[[ForebayError], bytes],
+        finished: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
         self._keeper = keeper
         self._config = config
+        self._finished = finished
         self._clock = clock
         self._draining = False
         self._closed = False
@@ -109,7 +112,7 @@ class Desk:
             max_attempts=config.max_attempts,
             max_bytes=max(1, max_held_bytes // BYTES_FOR_JOBS),
             encode_error=encode_error,
-            tell=self._waiters.tell,
+            tell=self._tell,
             unsure=lambda job: self._waiters.look(job.id),
             count=self._upkeep.count,
             clock=clock,
@@ -284,13 +287,18 @@ class Desk:
             if job.state is JobState.EXPIRED:
                 self._over(job, self._expired)
             else:
-                self._waiters.tell(job, self._crashed if job.state is JobState.FAILED else None)
+                self._tell(job, self._crashed if job.state is JobState.FAILED else None)
 
     def _over(self, job: Job, outcome: bytes | None) -> None:
         """A job was given its end by somebody else than its run, or had it already."""
         if job.state in (JobState.CANCELLED, JobState.EXPIRED) and not self._runner.ended_elsewhere(job):
             self._upkeep.count()  # It may have waited.
+        self._tell(job, outcome)
+
+    def _tell(self, job: Job, outcome: bytes | None) -> None:
         self._waiters.tell(job, outcome)
+        if job.state in FINAL:
+            self._finished()
 
     def _counted(self, backlog: Sequence[Waiting]) -> None:
         self._pending.replace(backlog, self._clock())

@@ -134,6 +134,20 @@ def test_where_jobs_are_kept_is_explained(forebay, store, sentence):
     assert "hush" not in ended.out
 
 
+def test_webhooks_are_explained(forebay, monkeypatch):
+    """Where they may go; what is wrong about their settings, in one sentence."""
+    arguments = ("check", "synthetic:", "--no-load", "--jobs", "memory:", "--set")
+    allow = "jobs.webhooks.allow=https://hooks.example.com/a"
+
+    assert "no webhooks are sent" in forebay(*arguments, "jobs.webhooks.timeout_s=5").out
+    assert "webhooks may go to https://hooks.example.com/a" in forebay(*arguments, allow).out
+    monkeypatch.setenv("HOOK_SECRET", "short")
+    ended = forebay(*arguments, "jobs.webhooks.secrets.main=env:HOOK_SECRET")
+    assert ended.code == 2
+    assert "HOOK_SECRET" in ended.err
+    assert "short" not in ended.err.replace("too short", "")
+
+
 def test_a_store_that_there_is_not_is_explained(forebay):
     """One sentence."""
     ended = forebay("check", "synthetic:", "--no-load", "--jobs", "ftp://host/x")

@@ -105,6 +105,7 @@ class Host:
         **config,
     ):  # fmt: skip
         self.woken = threading.Event()
+        self.finished = 0
         self.posted = deque()
         self.wall = Wall()
         self.store = store or Shelf(MemoryStore(clock=self.wall))
@@ -138,6 +139,7 @@ class Host:
             max_streams=max_streams,
             max_held_bytes=max_held_bytes,
             encode_error=lambda error: error.reason.encode(),
+            finished=self.has_finished,
             clock=time.monotonic,
         )
         self.keeper.start()
@@ -145,6 +147,9 @@ class Host:
             self.desk.serve(model)
 
     # --- What the dispatcher, the services and the app do ---
+
+    def has_finished(self):
+        self.finished += 1
 
     def post(self, action):
         self.posted.append(action)

@@ -211,6 +211,19 @@ def test_cancel_of_a_finished_or_foreign_job(host):
     assert isinstance(server.ask("cancel", job.id, "other"), JobNotFound)
 
 
+def test_whoever_sends_messages_is_told_of_each_end(host):
+    """Of jobs that have run, and of those that were cancelled; not of what was only submitted."""
+    server = host(serve=False)
+    job = server.submit()
+    server.settle()
+    assert server.finished == 0
+    server.ask("cancel", job.id, "t")
+    assert server.finished == 1
+    server.desk.serve("m")
+    server.wait(server.submit())
+    assert server.finished == 2
+
+
 def test_a_job_expires_while_it_waits(host):
     """EXPIRED with an error as its outcome, and whoever waits hears of it."""
     server = host(serve=False)
