@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 GEN := build/gen-venv/bin
 UV_VERSION := 0.13.8
+WORKERS := $(shell nproc | awk '{print 2 * $$1 < 8 ? 2 * $$1 : 8}')# most tests wait more than they work
 CARGO := $(shell command -v cargo 2>/dev/null)
 export UV_NO_PROGRESS = 1
 
@@ -20,7 +21,7 @@ demo: env ## Train a small model, serve it, and call it from many callers
 
 .PHONY: test
 test: env loadgen build/gen-venv ## Run the tests (at most 12 minutes on two cores)
-	$(BIN)/python -m pytest -m "not long" $(PYTEST)
+	$(BIN)/python -m pytest -m "not long" --numprocesses $(WORKERS) --dist loadfile $(PYTEST)
 ifneq ($(CARGO),)
 	$(CARGO) test --quiet --locked --manifest-path bench/loadgen/Cargo.toml
 endif

@@ -94,15 +94,17 @@ secrets = {{ main = "env:HOOK_SECRET" }}
 """)
     arguments = {"environment": {"HOOK_SECRET": KEY}}
     receiver.answers.append((503, {}))
-    first = process("--config", "forebay.toml", **arguments).ready()
-    job = Jobs(call(first)).submit(request_of("synthetic", row(1)), webhook=hook(receiver))
-    eventually(lambda: receiver.received, "the first try")
+    first = process("--config", "forebay.toml", "--set", "log.level=debug", **arguments).ready()
+    jobs = Jobs(call(first))
+    job = jobs.submit(request_of("synthetic", row(1)), webhook=hook(receiver))
+    first.await_event("webhook_undelivered")
+    jobs.list()  # the store takes one after the other, so it knows of the first try, or soon will
     first.popen.kill()
     first.wait()
     assert len(receiver.received) == 1
 
     process("--config", "forebay.toml", **arguments).ready()
-    eventually(lambda: len(receiver.received) == 2, "the second try", 30)
+    eventually(lambda: len(receiver.received) == 2, "the second try", 60)  # 10, or if the first was not noted 40
     ids = {received.headers["webhook-id"] for received in receiver.received}
     assert ids == {f"msg_{job.id}"}
     assert json.loads(receiver.received[1].body)["data"]["state"] == "SUCCEEDED"

@@ -174,14 +174,14 @@ def test_slow_models_get_a_worker(loaded):
 
 def test_costs_are_kept_and_checked(loaded, tmp_path):
     """A second start takes the kept costs; costs that are half off are measured again."""
-    first = loaded("synthetic:base_ms=4", cache_dir=tmp_path)
-    again = loaded("synthetic:base_ms=4", cache_dir=tmp_path)
+    first = loaded("synthetic:base_ms=20", cache_dir=tmp_path)
+    again = loaded("synthetic:base_ms=20", cache_dir=tmp_path)
     assert again.measurements == first.measurements
     cache = CostCache(tmp_path)
     assert first.cost_key == again.cost_key
     cache.save(first.cost_key, [(bucket, rows, seconds * 3) for bucket, rows, seconds in first.measurements])
-    new = loaded("synthetic:base_ms=4", cache_dir=tmp_path)
-    assert all(0.004 <= seconds < 0.010 for _, _, seconds in new.measurements)
+    new = loaded("synthetic:base_ms=20", cache_dir=tmp_path)
+    assert all(0.020 <= seconds < 0.050 for _, _, seconds in new.measurements)
     assert cache.load(first.cost_key) == new.measurements
 
 
