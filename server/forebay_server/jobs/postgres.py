@@ -63,7 +63,7 @@ class PostgresStore:
         self._url = url
         self._clock = clock
         self._watch = Watch(patience)
-        self._process = secrets.token_hex(16)
+        self._process = ""
         self._epoch = ""
         self._channel = ""
         self._groups = 0
@@ -127,6 +127,8 @@ class PostgresStore:
         self._epoch = _one(connection, "SELECT epoch FROM forebay_store")
         # Of the database and the schema, so that strangers in the same database do not wake each other.
         self._channel = f"forebay_{self._epoch}"
+        # Each life of this object counts its own groups.
+        self._process, self._groups, self._acknowledged = secrets.token_hex(16), 0, 0
         connection.execute(
             "INSERT INTO forebay_processes (process, groups, seen)"
             " VALUES (%s, 0, extract(epoch FROM transaction_timestamp()))",

@@ -30,16 +30,20 @@ class Watch:
         self._waits: dict[psycopg.Connection[Any], float] = {}
         """When each began; monotonic."""
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="forebay-store-watch", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins to look."""
+        """Begins to look, with a new thread each time."""
+        self._closing.clear()
+        self._thread = threading.Thread(target=self._run, name="forebay-store-watch", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Ends the thread."""
         self._closing.set()
-        self._thread.join(10.0)
+        if self._thread is not None:
+            self._thread.join()  # It never waits for anybody for long.
+            self._thread = None
 
     @contextlib.contextmanager
     def over(self, connection: "psycopg.Connection[Any]") -> Iterator[None]:

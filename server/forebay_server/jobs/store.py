@@ -355,7 +355,7 @@ class Store(Protocol):
     """`sqlite`, `postgresql` or `memory`."""
 
     def open(self, changed: Changed) -> None:
-        """Opens it, and brings its schema up to date.
+        """Opens it, and brings its schema up to date. Also again, after it was closed or could not be opened.
 
         Args:
             changed: Told, from any thread, of changes that others made. A store that is the server's alone never calls.

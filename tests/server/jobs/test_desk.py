@@ -332,7 +332,7 @@ def test_submit_fails_at_once_while_the_store_is_away(host):
 
 def test_an_outcome_is_kept_until_the_store_is_back(host):
     """The store goes away while a job runs: its result is written afterwards, and it does not run again."""
-    server = host(engine="hang=13,worker=true", timeout=0.1)
+    server = host(engine="hang=13,worker=true")
     job = server.submit(payload(13))
     server.until(lambda: server.decoded and server.core.figures(server.key).running_batches)
     server.store.fault = StoreUnavailable("down")

@@ -338,6 +338,27 @@ def test_a_server_that_dies_under_load_loses_nothing(postgres_alone, end):
     assert events == ["job_store_unavailable", "job_store_available_again"] * 3
 
 
+def test_a_server_that_comes_later_is_found_by_the_same_store(postgres_alone):
+    """Opening it can be tried until it works, and again after it was closed; a frozen server is given up then too."""
+    postgres_alone.stop()
+    store = PostgresStore(postgres_alone.url(tcp=True), patience=1.0)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            store.open(lambda _ids: None)
+    postgres_alone.start()
+    for _ in range(2):
+        store.open(lambda _ids: None)
+        (submitted,) = store.apply([new()])
+        assert submitted.created
+        store.close()
+    store.open(lambda _ids: None)
+    postgres_alone.freeze()
+    with pytest.raises(StoreUnavailable):
+        store.apply([new()])
+    postgres_alone.thaw()
+    store.close()
+
+
 def test_a_server_that_stands_still_is_given_up_and_found_again(postgres_alone):
     """Its connections are open, its kernel answers for it: only a limit of our own ends the wait."""
     with opened(postgres_alone.url(tcp=True), patience=1.0) as store:
