@@ -9,6 +9,7 @@ GEN := build/gen-venv/bin
 UV_VERSION := 0.13.8
 WORKERS := $(shell nproc | awk '{print 2 * $$1 < 8 ? 2 * $$1 : 8}')# most tests wait more than they work
 CARGO := $(shell command -v cargo 2>/dev/null)
+GO := $(shell command -v go 2>/dev/null)
 export UV_NO_PROGRESS = 1
 
 .DEFAULT_GOAL := help
@@ -22,6 +23,9 @@ demo: env ## Train a small model, serve it, and call it from many callers
 .PHONY: test
 test: env loadgen build/gen-venv ## Run the tests (at most 12 minutes on two cores)
 	$(BIN)/python -m pytest -m "not long" --numprocesses $(WORKERS) --dist loadfile $(PYTEST)
+ifneq ($(GO),)
+	FOREBAY=$(abspath $(BIN)/forebay) $(GO) test ./clients/...
+endif
 ifneq ($(CARGO),)
 	$(CARGO) test --quiet --locked --manifest-path bench/loadgen/Cargo.toml
 endif
@@ -118,6 +122,7 @@ dist: env ## Build the wheel and the source distribution, and look into them
 	rm -rf dist
 	$(UV) build --quiet --out-dir dist
 	$(BIN)/python tools/check_dist.py dist
+	$(BIN)/python tools/check_types.py dist
 
 .PHONY: check
 check: gen-check lint types $(if $(CARGO),native-check,) go-check dist test ## All that CI does

@@ -11,6 +11,7 @@ WANTED = [
     "forebay_server/app/server.py",
     "forebay_server/py.typed",
     "forebay_client/__init__.py",
+    "forebay_client/testing.py",
     "forebay_client/py.typed",
 ]
 

@@ -332,7 +332,7 @@ class AsyncSurface:
 
     def __init__(self, address: str, **options: Any) -> None:
         self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
 
         async def make() -> AsyncClient:

@@ -15,6 +15,8 @@ from forebay_client import (
     Unavailable,
     _job_plans,
     _plans,
+    _retries,
+    _steps,
 )
 
 PENDING = job_pb2.JOB_STATE_PENDING
@@ -40,7 +42,7 @@ class World:
         try:
             while True:
                 self.steps.append((round(self.now - 1000, 6), step))
-                if isinstance(step, _plans.Pause):
+                if isinstance(step, _steps.Pause):
                     self.now += step.seconds
                     step = plan.send(None)
                     continue
@@ -51,10 +53,10 @@ class World:
             return end.value
 
     def calls(self):
-        return [(at, step.method, round(step.timeout, 6)) for at, step in self.steps if isinstance(step, _plans.Call)]
+        return [(at, step.method, round(step.timeout, 6)) for at, step in self.steps if isinstance(step, _steps.Call)]
 
     def pauses(self):
-        return [round(step.seconds, 6) for _, step in self.steps if isinstance(step, _plans.Pause)]
+        return [round(step.seconds, 6) for _, step in self.steps if isinstance(step, _steps.Pause)]
 
 
 @pytest.fixture
@@ -73,14 +75,14 @@ def response(state, **outcome) -> job_service_pb2.ResultResponse:
 
 def asked(world) -> list[float]:
     """The waits that were asked for."""
-    requests = [step.request for _, step in world.steps if isinstance(step, _plans.Call)]
+    requests = [step.request for _, step in world.steps if isinstance(step, _steps.Call)]
     return [request.wait.ToNanoseconds() / 1e9 for request in requests]
 
 
 def test_pauses_grow_and_have_a_jitter():
     """From 0.1 s, doubled up to 2 s, of which half is by chance; at least what the server said."""
     for chance, expected in ((0.0, [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]), (1.0, [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0])):
-        pauses = _plans.Pauses(lambda chance=chance: chance)
+        pauses = _retries.Pauses(lambda chance=chance: chance)
         assert [pauses.next() for _ in expected] == pytest.approx(expected)
         pauses.reset()
         assert pauses.next(0.7) == 0.7

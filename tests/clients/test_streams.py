@@ -199,7 +199,9 @@ def test_an_item_that_cannot_be_sent_ends_the_stream(client, outcomes):
 def test_a_server_that_goes_away_fails_what_was_taken(client, server, outcomes):
     """Every item taken has one outcome, then the stream's error says where the rest begins."""
     server.log.script = "die"
-    found, error = outcomes(client.stream("double", (row(1) for _ in iter(int, 1)), window=4, failures="yield"))
+    found, error = outcomes(
+        client.stream("double", (row(1) for _ in iter(int, 1)), window=4, failures="yield", outage=0)
+    )
 
     assert all(isinstance(outcome, forebay_client.Unavailable) for outcome in found)
     assert isinstance(error, forebay_client.Unavailable)
@@ -211,7 +213,7 @@ def test_a_server_that_goes_away_fails_what_was_taken(client, server, outcomes):
 def test_a_killed_server_is_unavailable(client, server, outcomes):
     """A connection that breaks is no different."""
     server.log.script = "hold"
-    stream = client.stream("double", rows(3), failures="yield")
+    stream = client.stream("double", rows(3), failures="yield", outage=0)
     server.log.received.acquire(timeout=10)
     server.stop()
     found, error = outcomes(stream)
@@ -234,7 +236,7 @@ def test_a_drain_notice_stops_the_reading_of_the_source(client, server, outcomes
             if value == 200:
                 sent.wait(0.2)
 
-    found, error = outcomes(client.stream("double", source(), window=16, failures="yield"))
+    found, error = outcomes(client.stream("double", source(), window=16, failures="yield", outage=0))
 
     answered = [outcome.index for outcome in found if isinstance(outcome, Prediction)]
     refused = [outcome for outcome in found if not isinstance(outcome, Prediction)]
@@ -249,7 +251,7 @@ def test_a_drain_notice_stops_the_reading_of_the_source(client, server, outcomes
 def test_a_server_that_ends_the_stream_early_is_unavailable(client, server, outcomes):
     """OK is no answer to items that had none."""
     server.log.script = "finish"
-    found, error = outcomes(client.stream("double", rows(2), failures="yield"))
+    found, error = outcomes(client.stream("double", rows(2), failures="yield", outage=0))
 
     assert [forebay_client.Unavailable] * 2 == [type(outcome) for outcome in found]
     assert error is None

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from forebay_client import (
+    Aggregator,
+    AsyncAggregator,
     AsyncClient,
     Client,
     ForebayError,
@@ -21,10 +23,13 @@ from forebay_client import (
     PredictionStream,
     QueueFull,
     Result,
+    Retry,
     Timings,
     Tls,
     Webhook,
+    encode_image,
 )
+from forebay_client.testing import FakeServer
 
 
 def unary(image: npt.NDArray[np.float32]) -> None:
@@ -39,9 +44,33 @@ def unary(image: npt.NDArray[np.float32]) -> None:
         assert_type(client.models(), list[Model])
         assert_type(client.statistics(), list[ModelStatistics])
         assert_type(client.health("model/digits"), Health)
+        assert_type(client.predict("digits", image, hedge=0.05), Prediction)
+        client.predict("digits", image, hegde=0.05)  # type: ignore[call-arg]  # no such option
         client.predict("digits", image, priority="urgent")  # type: ignore[arg-type]  # not one of the three
         client.predict("digits", image, parameters={"k": [1]})  # type: ignore[dict-item]  # no scalar
         client.predict("digits", image, deadline=None)  # type: ignore[arg-type]  # a deadline is always set
+
+
+class Foreign:
+    """An array of another library."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        raise NotImplementedError
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+
+def connections(image: npt.NDArray[np.float32]) -> None:
+    client = Client(["10.0.0.1:1", "10.0.0.2:1"], connections=2, health_check=True, retry=Retry(attempts=2))
+    assert_type(client.predict("digits", Foreign()), Prediction)
+    aggregator = client.aggregator("digits", rows=8, delay=0.01)
+    assert_type(aggregator, Aggregator)
+    assert_type(aggregator.predict(image), Prediction)
+    assert_type(encode_image("cat.jpg", accept=["JPEG"], max_side=224), bytes)
+    encode_image("cat.jpg", format="GIF")  # type: ignore[arg-type]  # not one of the three
+    with FakeServer({"double": lambda inputs: {"y": inputs["x"]}}) as server:
+        assert_type(server, FakeServer)
 
 
 def errors(client: Client) -> None:
@@ -108,3 +137,6 @@ async def asynchronous() -> None:
         async for found in client.jobs(states=["FAILED"]):
             assert_type(found, Job)
         assert_type(await client.cancel(job), Job)
+        assert_type(client.aggregator("digits"), AsyncAggregator)
+        assert_type(await client.aggregator("digits").predict([[1.0]]), Prediction)
+        client.predict("digits", [[1.0]])  # type: ignore[unused-coroutine]  # it has to be awaited

@@ -14,6 +14,7 @@ The pages say `8500` for the port of callers and `8501` for that of probes; the 
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -75,6 +76,8 @@ class Script:
             "HOME": str(folder),
             "XDG_CACHE_HOME": str(cache),
             "COLUMNS": "120",
+            "GOPATH": _go("GOPATH"),
+            "GOCACHE": _go("GOCACHE"),
             "FOREBAY_ADDRESS": f"127.0.0.1:{self._ports['8500']}",
             "FOREBAY_SERVER__PUBLIC__ADDRESS": f"127.0.0.1:{self._ports['8500']}",
             "FOREBAY_SERVER__PROBE__ADDRESS": f"127.0.0.1:{self._ports['8501']}",
@@ -175,6 +178,13 @@ class Script:
         return text.replace(str(self._folder), "FOLDER")
 
 
+def _go(variable: str) -> str:
+    """Where Go keeps things, which pages that run Go programs need, too; empty without Go."""
+    if shutil.which("go") is None:
+        return ""
+    return subprocess.run(["go", "env", variable], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -184,10 +194,11 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What pages find in the folder that they run in: the demo's model, a few of its images, and the examples."""
+    """What pages find in the folder that they run in: the demo's model, a few of its images, examples, and clients."""
     folder = tmp_path_factory.mktemp("clone")
     train(folder / "build" / "demo" / "digits.onnx")
-    (folder / "examples").symlink_to(REPOSITORY / "examples")
+    for name in ("examples", "go.mod", "go.sum", "gen", "clients"):
+        (folder / name).symlink_to(REPOSITORY / name)
     return folder
 
 
@@ -200,7 +211,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def script(request: pytest.FixtureRequest, clone: Path, cache: Path, tmp_path: Path) -> Iterator[Script]:
     """The page that the test is about, in a fresh folder."""
-    for name in ("build", "examples"):
+    if any(block.language == "go" for block in blocks_of(request.param)) and shutil.which("go") is None:
+        pytest.skip("there is no Go here")
+    for name in ("build", "examples", "go.mod", "go.sum", "gen", "clients"):
         (tmp_path / name).symlink_to(clone / name)
     made = Script(request.param, tmp_path, cache)
     yield made

@@ -92,7 +92,7 @@ def test_queue_full_in_a_stream_and_by_the_client(slow):
     (result,) = message.results
     assert (result.id, result.error.code) == (5, Code.RESOURCE_EXHAUSTED.value[0])
     address = caller.channel._channel.target().decode()
-    with Client(address) as client, pytest.raises(ClientQueueFull) as caught:
+    with Client(address, retry=None) as client, pytest.raises(ClientQueueFull) as caught:
         client.predict("model", {"x": row(1)})
     assert caught.value.retry_delay > 0
 

@@ -8,6 +8,7 @@
 """
 
 from forebay_client import _grpcio  # noqa: F401  # first: refuses a grpcio that is too old
+from forebay_client._async_aggregator import AsyncAggregator
 from forebay_client._async_client import AsyncClient
 from forebay_client._async_stream import AsyncPredictionStream
 from forebay_client._channel import Tls
@@ -48,12 +49,18 @@ from forebay_client._exceptions import (
     VersionNotFound,
     Violation,
 )
+from forebay_client._images import encode_image
 from forebay_client._jobs import Job, JobState, Result, Webhook
 from forebay_client._models import BatchCost, Latency, Model, ModelStatistics, ModelVersion, Outcome, TensorSpec
 from forebay_client._results import Health, Prediction, Timings
+from forebay_client._retries import Retry
+from forebay_client._stream import StreamOptions
+from forebay_client._sync_aggregator import Aggregator
 from forebay_client._sync_stream import PredictionStream
 
 __all__ = [
+    "Aggregator",
+    "AsyncAggregator",
     "AsyncClient",
     "AsyncPredictionStream",
     "BadResponse",
@@ -96,8 +103,10 @@ __all__ = [
     "PredictionStream",
     "QueueFull",
     "Result",
+    "Retry",
     "StoreFull",
     "StoreUnavailable",
+    "StreamOptions",
     "TenantQuota",
     "TensorSpec",
     "Timings",
@@ -107,6 +116,7 @@ __all__ = [
     "VersionNotFound",
     "Violation",
     "Webhook",
+    "encode_image",
 ]
 
 # Tracebacks and `repr` show where a name is to be imported from, not the private module that holds it.

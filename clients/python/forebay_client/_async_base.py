@@ -1,101 +1,36 @@
-"""What is under the client for asyncio: the channel, how calls are made, and what a server tells of itself."""
+"""What is under the client for asyncio: the channels, and how plans are carried out in the caller's task."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc.aio
-from grpc_health.v1 import health_pb2_grpc
 
-from forebay.v1 import inference_pb2, inference_service_pb2_grpc, job_service_pb2_grpc, model_service_pb2_grpc
-from forebay_client import _errors, _plans
-from forebay_client._channel import MAX_MESSAGE_BYTES, Target, Tls
-from forebay_client._core import DEADLINE, Inputs, RequestBuilder, check_deadline
+from forebay_client import _errors
+from forebay_client._core import check_deadline
 from forebay_client._exceptions import ForebayError
-from forebay_client._models import Model, ModelStatistics
-from forebay_client._results import Health
+from forebay_client._methods import methods_of
+from forebay_client._operations import Operations
+from forebay_client._steps import Await, Call, Give, Hear, Launch, Listen, Pause, Plan, Series, Step
+from forebay_client._surface import Awaiting
 
 T = TypeVar("T")
-RequestT = TypeVar("RequestT")
-ResponseT = TypeVar("ResponseT")
 
 
-class AsyncBaseClient:
-    """A channel to a server, and its models. `AsyncClient` documents the arguments."""
+class AsyncBaseClient(Operations, Awaiting):
+    """Everything but streams of predictions."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        tls: Tls | None = None,
-        tenant: str = "",
-        metadata: Mapping[str, str] | None = None,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
-        options: Sequence[tuple[str, str | int]] = (),
-    ) -> None:
-        target = Target(
-            address=address,
-            tls=tls,
-            tenant=tenant,
-            metadata=metadata or {},
-            max_message_bytes=max_message_bytes,
-            options=options,
-        )
-        self._channel = target.open_async()
-        self._metadata = target.call_metadata()
-        self._inference = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
-        models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-        self._jobs = jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
-        self._methods: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {
-            "ListModels": models.ListModels,
-            "GetModel": models.GetModel,
-            "GetStatistics": models.GetStatistics,
-            "Submit": jobs.Submit,
-            "Result": jobs.Result,
-            "CancelJob": jobs.CancelJob,
-            "ListJobs": jobs.ListJobs,
-            "Check": health_pb2_grpc.HealthStub(self._channel).Check,
-        }
-        self._only_inputs: _plans.OnlyInputs = {}
-        self._closed = False
-
-    async def models(self, *, deadline: float = DEADLINE) -> list[Model]:
-        """All models, by name.
-
-        Raises:
-            ForebayError: The server can't be asked.
-        """
-        return await self._carry_out(_plans.models(deadline))
-
-    async def model(self, name: str, *, deadline: float = DEADLINE) -> Model:
-        """One model: its versions, what they expect, and how they batch.
-
-        Raises:
-            ModelNotFound: There is no such model.
-        """
-        return await self._carry_out(_plans.model(name, deadline))
-
-    async def statistics(self, model: str = "", *, deadline: float = DEADLINE) -> list[ModelStatistics]:
-        """What the versions of a model, or of all models, have done since the server started.
-
-        Raises:
-            ModelNotFound: There is no such model.
-        """
-        return await self._carry_out(_plans.statistics(model, deadline))
-
-    async def health(self, service: str = "", *, deadline: float = DEADLINE) -> Health:
-        """The health of the server (empty), of a service by its full name, or of a model as `model/NAME`.
-
-        Raises:
-            ForebayError: The server can't be asked.
-        """
-        return await self._carry_out(_plans.health(service, deadline))
+    def _open(self) -> None:
+        self._channels = self._target.open_async()
+        self._lines = itertools.cycle([methods_of(channel) for channel in self._channels])
 
     async def close(self) -> None:
-        """Closes the connection; calls in flight end with `Cancelled`. May be called more than once."""
+        """Closes the connections; calls in flight end with `Cancelled`. May be called more than once."""
         self._closed = True
-        await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,40 +40,131 @@ class AsyncBaseClient:
     ) -> None:
         await self.close()
 
-    async def _request(self, builder: RequestBuilder, inputs: Inputs, deadline: float) -> inference_pb2.PredictRequest:
-        return await self._carry_out(_plans.build(builder, inputs, self._only_inputs, deadline))
-
-    async def _carry_out(self, plan: _plans.Plan[T]) -> T:
-        """Does what a plan says, in this task."""
-        try:
-            step = next(plan)
-            while True:
-                if isinstance(step, _plans.Pause):
-                    await asyncio.sleep(step.seconds)
-                    step = plan.send(None)
-                    continue
-                try:
-                    response = await self._invoke(self._methods[step.method], step.request, step.timeout)
-                except ForebayError as error:
-                    step = plan.throw(error)
-                else:
-                    step = plan.send(response)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
-    async def _invoke(
-        self, method: "grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT, deadline: float
-    ) -> ResponseT:
-        """Every unary call goes through here: the place for hedging."""
+    def _method(self, name: str) -> Any:
+        """A method, over the connection whose turn it is."""
         self._check_open()
+        return next(self._lines)[name]
+
+    async def _invoke(self, call: Call) -> Any:
+        """Makes a unary call. Every attempt goes through here, also those that get company."""
+        method = self._method(call.method)
         try:
-            return await method(request, timeout=check_deadline(deadline), metadata=self._metadata)
+            return await method(call.request, timeout=check_deadline(call.timeout), metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise _errors.from_rpc(error) from error
         except asyncio.CancelledError as error:
             raise _errors.from_cancellation() from error
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the client is closed")
+    def _listen(self, listen: Listen) -> Any:
+        """Begins a call that has many responses."""
+        return self._method(listen.method)(listen.request, timeout=listen.timeout, metadata=self._metadata)
+
+    async def _carry_out(self, plan: Plan[T]) -> T:
+        self._check_open()
+        work: _Work | None = None
+        try:
+            step = next(plan)
+            while True:
+                try:
+                    if isinstance(step, Call):  # most plans have nothing else
+                        outcome = await self._invoke(step)
+                    else:
+                        work = work or _Work(self)
+                        outcome = await work.do(step)
+                except ForebayError as error:
+                    step = plan.throw(error)
+                else:
+                    step = plan.send(outcome)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            if work is not None:
+                await work.cancel()
+
+    def _iterate(self, series: Series[T]) -> AsyncIterator[T]:
+        self._check_open()
+        return self._iteration(series.plan)
+
+    async def _iteration(self, plan: Plan[None]) -> AsyncIterator[T]:
+        work = _Work(self)
+        try:
+            step = next(plan)
+            while True:
+                if isinstance(step, Give):
+                    yield step.value
+                    step = next(plan)
+                    continue
+                try:
+                    outcome = await work.do(step)
+                except ForebayError as error:
+                    step = plan.throw(error)
+                else:
+                    step = plan.send(outcome)
+        except StopIteration:
+            return
+        finally:
+            await work.cancel()
+
+
+class _Work:
+    """Carries out the steps of one plan, and knows what it has begun."""
+
+    __slots__ = ("_client", "_heard", "_launched")
+
+    def __init__(self, client: AsyncBaseClient) -> None:
+        self._client = client
+        self._launched: set[asyncio.Task[Any]] = set()
+        self._heard: Any = None
+
+    async def cancel(self) -> None:
+        """Ends what is still running."""
+        if self._heard is not None:
+            self._heard.cancel()
+        if self._launched:
+            for task in self._launched:
+                task.cancel()
+            await asyncio.gather(*self._launched, return_exceptions=True)
+
+    async def do(self, step: Step) -> Any:
+        """Does a step, and gives what comes of it.
+
+        Raises:
+            ForebayError: That is what comes of it.
+        """
+        match step:
+            case Call():
+                return await self._client._invoke(step)  # noqa: SLF001  # one class in two parts
+            case Pause():
+                await asyncio.sleep(step.seconds)
+            case Launch():
+                self._launched.add(asyncio.create_task(self._client._invoke(step.call)))  # noqa: SLF001  # see above
+            case Await():
+                return await self._await(step.seconds)
+            case Listen():
+                if self._heard is not None:
+                    self._heard.cancel()
+                self._heard = self._client._listen(step)  # noqa: SLF001  # see above
+            case Hear():
+                return await self._hear()
+        return None
+
+    async def _await(self, seconds: float | None) -> Any:
+        done, _ = await asyncio.wait(self._launched, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            return None
+        task = done.pop()  # another one that is done comes with the next step
+        self._launched.remove(task)
+        try:
+            return task.result()
+        except ForebayError as error:
+            return error
+
+    async def _hear(self) -> Any:
+        try:
+            response = await self._heard.read()
+        except grpc.aio.AioRpcError as error:
+            raise _errors.from_rpc(error) from error
+        except asyncio.CancelledError as error:
+            raise _errors.from_cancellation() from error
+        return None if response is grpc.aio.EOF else response

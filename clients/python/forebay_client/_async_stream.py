@@ -23,7 +23,8 @@ OutcomeT_co = TypeVar("OutcomeT_co", bound=Prediction | ForebayError, covariant=
 AsyncSource = AsyncIterable[Inputs] | Iterable[Inputs]
 AsyncPrepare = Callable[[Inputs], Awaitable[inference_pb2.PredictRequest]]
 AsyncStreamCall = grpc.aio.StreamStreamCall[inference_pb2.StreamPredictRequest, inference_pb2.StreamPredictResponse]
-AsyncOpen = Callable[[AsyncIterator[inference_pb2.StreamPredictRequest]], AsyncStreamCall]
+AsyncOpen = Callable[[AsyncIterator[inference_pb2.StreamPredictRequest], float], AsyncStreamCall]
+"""Makes a call that sends these messages, with a timeout in seconds."""
 
 
 class _AsyncFeed:
@@ -70,19 +71,18 @@ class _AsyncFeed:
             await self._room.wait()
         return True
 
-    async def messages(self) -> AsyncIterator[inference_pb2.StreamPredictRequest]:
-        """What gRPC's task sends. Ends when there will be nothing more."""
-        while True:
-            while (message := self.core.next_message()) is None:
-                if self.core.closed:
-                    return
+    async def messages(self, call: int) -> AsyncIterator[inference_pb2.StreamPredictRequest]:
+        """What gRPC's task sends on a call. Ends when there will be nothing more for it."""
+        while (message := self.core.next_message(call)) is not None or not self.core.sent(call):
+            if message is None:
                 self._work.clear()
                 await self._work.wait()
-            yield message
+            else:
+                yield message
 
-    def stop(self) -> None:
-        """The call is over: lets both tasks go, whether or not somebody still reads the results."""
-        self.core.cut()
+    def lost(self, call: int) -> None:
+        """The call is over: lets its sender go, whether or not somebody still reads the results."""
+        self.core.lost(call)
         self.changed()
 
 
@@ -108,9 +108,16 @@ class AsyncPredictionStream(AsyncIterator[OutcomeT_co], Generic[OutcomeT_co]):
         self._core = core
         self._raise = failures == "raise"
         self._feed = feed = _AsyncFeed(core, source, prepare)
-        self._call = open_call(feed.messages())
-        self._call.add_done_callback(lambda _call: feed.stop())
+        self._open_call = open_call
+        self._call = self._connect()
         self._puller = asyncio.get_running_loop().create_task(feed.pull(), name="forebay-stream")
+
+    def _connect(self) -> AsyncStreamCall:
+        feed = self._feed
+        number, timeout = self._core.begin()
+        call = self._open_call(feed.messages(number), timeout)
+        call.add_done_callback(lambda _call: feed.lost(number))
+        return call
 
     def __aiter__(self) -> Self:
         return self
@@ -143,9 +150,21 @@ class AsyncPredictionStream(AsyncIterator[OutcomeT_co], Generic[OutcomeT_co]):
             error = _errors.from_cancellation()
         except ForebayError as exc:
             error = exc
-        self._core.end(error)
+        pause = self._core.end(error)
         self._feed.changed()
         self._call.cancel()
+        if pause is not None:
+            await self._reconnect(pause)
+
+    async def _reconnect(self, pause: float) -> None:
+        await asyncio.sleep(pause)
+        if self._core.ended:
+            return
+        try:
+            self._call = self._connect()
+        except ForebayError as exc:  # the client was closed
+            self._core.end(exc)
+        self._feed.changed()
 
     async def aclose(self) -> None:
         """Cancels what is still in flight, and waits until the tasks are gone. May be called more than once."""

@@ -5,21 +5,20 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-import numpy.typing as npt
-
 from forebay.v1 import inference_pb2
 from forebay_client._exceptions import BadResponse, NotFound
 from forebay_client._models import Model, dispatch_reason
 from forebay_client._results import Prediction, Timings
-from forebay_client._tensors import Array, decode, encode
+from forebay_client._tensors import Array, TensorLike, decode, encode
 
 DEADLINE = 30.0  # seconds
 
 Priority = Literal["high", "normal", "low"]
 ParameterValue = bool | int | float | str
-NamedInputs = Mapping[str, npt.ArrayLike]
-Inputs = NamedInputs | npt.ArrayLike
-"""Arrays by input name; for a model with one input, just the array. Anything that numpy makes an array of will do."""
+NamedInputs = Mapping[str, TensorLike]
+Inputs = NamedInputs | TensorLike
+"""Arrays by input name; for a model with one input, just the array. Anything that numpy makes an array of will do, and
+arrays of other libraries that speak DLPack, such as torch's."""
 
 _PRIORITIES: dict[str, inference_pb2.Priority.ValueType] = {
     "high": inference_pb2.PRIORITY_HIGH,

@@ -18,6 +18,10 @@ DOMAIN = "forebay"
 STATUS_TRAILER = "grpc-status-details-bin"
 PUSHBACK_TRAILER = "grpc-retry-pushback-ms"
 
+_WRITE_FAILED = "Internal error from Core"
+"""What `grpc.aio` says, with INTERNAL and in place of the call's own status, when a message of a stream could not be
+written because the call had ended (github.com/grpc/grpc/issues/36066)."""
+
 BY_REASON: dict[str, type[exceptions.ForebayError]] = {
     "QUEUE_FULL": exceptions.QueueFull,
     "BYTES_LIMIT": exceptions.BytesLimit,
@@ -63,6 +67,8 @@ BY_CODE: dict[grpc.StatusCode, type[exceptions.ForebayError]] = {
 }
 """The class of a status code whose reason is missing or unknown; a test keeps it total but for OK."""
 
+UNAVAILABLE: int = grpc.StatusCode.UNAVAILABLE.value[0]
+
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -80,6 +86,8 @@ def from_rpc(error: grpc.RpcError) -> exceptions.ForebayError:
                 continue
         elif key == PUSHBACK_TRAILER and isinstance(value, str) and value.isdigit():
             pushback = int(value) / 1000
+    if error.details() == _WRITE_FAILED:
+        return exceptions.Unavailable("the call ended while it was written to")
     return _make(error.code(), error.details() or status.message, status, pushback)
 
 

@@ -1,4 +1,4 @@
-"""The steps of calls about jobs: handing one over, waiting for its end, watching it. Pure plans, as in `_plans`."""
+"""The steps of calls about jobs: handing one over, waiting for its end, watching it."""
 
 import random
 import time
@@ -19,7 +19,9 @@ from forebay_client._exceptions import (
     Unavailable,
 )
 from forebay_client._jobs import Job, JobState, Result, Seconds, Webhook, read_job, submit_request
-from forebay_client._plans import Call, Chance, Clock, OnlyInputs, Patience, Pause, Pauses, Plan, build, insist
+from forebay_client._plans import OnlyInputs, build, insist
+from forebay_client._retries import Patience, Pauses
+from forebay_client._steps import Call, Chance, Clock, Give, Hear, Listen, Pause, Plan
 
 POLL: Final = 60.0  # seconds that one call waits for a job, at most
 ANSWER: Final = 10.0  # seconds that such a call may take beyond its waiting
@@ -160,6 +162,33 @@ class Watch:
         if not isinstance(error, (Unavailable, DeadlineExceeded)):
             raise error
         return self._patience.after(error)
+
+
+def watch(state: Watch) -> Plan[None]:
+    """Gives the job at each change, by as many calls as it takes."""
+    while not state.over:
+        error: ForebayError | None = None
+        yield Listen("WatchJob", state.request, state.call_timeout())
+        try:
+            while (response := (yield Hear())) is not None:
+                found = state.news(response)
+                if found is not None:
+                    yield Give(found)
+        except ForebayError as exc:
+            error = exc
+        if not state.over:
+            yield Pause(state.interrupted(error))
+
+
+def jobs(request: job_service_pb2.ListJobsRequest, deadline: float) -> Plan[None]:
+    """Gives the jobs of all pages, each of which is asked for when the caller gets there."""
+    while True:
+        page: job_service_pb2.ListJobsResponse = yield Call("ListJobs", request, deadline)
+        for message in page.jobs:
+            yield Give(read_job(message))
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token
 
 
 def read_result(found: Job, response: job_service_pb2.ResultResponse) -> Result:

@@ -1,109 +1,30 @@
 """Calls that take several steps, such as a list that comes in pages; `_job_plans` has those about jobs.
 
-Pure: a *plan* is a generator that says what is to be done next, a `Call` or a `Pause`, and is sent the response, or has
-the call's error thrown into it; what it returns is the result. Each client carries plans out in its own way, in a
-thread or in an event loop. Time and chance are arguments.
-
 What is safe to send again is sent again while the server is UNAVAILABLE: after a pause that grows from 0.1 s to 2 s,
 with jitter, so that the callers of a server that comes back do not all come at once.
 """
 
 import random
 import time
-from collections.abc import Callable, Generator, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from forebay.v1 import inference_pb2, model_service_pb2
 from forebay_client._core import Inputs, RequestBuilder, only_input
-from forebay_client._exceptions import ForebayError, NotFound, Unavailable
+from forebay_client._exceptions import NotFound, Unavailable
 from forebay_client._models import Model, ModelStatistics, read_model, read_statistics
 from forebay_client._results import Health
+from forebay_client._retries import Pauses
+from forebay_client._steps import Call, Chance, Clock, Pause, Plan
 
-OUTAGE: Final = 60.0  # seconds at a stretch for which a server may be away while its jobs are waited for
-FIRST_PAUSE: Final = 0.1  # seconds
-LONGEST_PAUSE: Final = 2.0  # seconds
-
-T = TypeVar("T")
-Clock = Callable[[], float]
-Chance = Callable[[], float]
-"""Gives numbers in [0, 1)."""
 OnlyInputs = dict[tuple[str, str], str]
 """The names of only inputs that were asked for, by model and version."""
 
-
-class Call(NamedTuple):
-    """Call this method of the server, and send its response."""
-
-    method: str
-    """Its name; no two services have methods of the same name."""
-    request: Message
-    timeout: float
-    """Seconds."""
-
-
-class Pause(NamedTuple):
-    """Do nothing for so many seconds, and send None."""
-
-    seconds: float
-
-
-Plan = Generator[Call | Pause, Any, T]
 Ask = Callable[[str, Message, float], Plan[Any]]
 """`once` or `insist`."""
-
-
-class Pauses:
-    """The pauses between tries, longer and longer."""
-
-    __slots__ = ("_chance", "_longest")
-
-    def __init__(self, chance: Chance) -> None:
-        self._chance = chance
-        self._longest = FIRST_PAUSE
-
-    def next(self, least: float | None = None) -> float:
-        """The next one, in seconds; at least what the server asked for."""
-        pause = self._longest * (0.5 + self._chance() / 2)
-        self._longest = min(2 * self._longest, LONGEST_PAUSE)
-        return max(pause, least or 0.0)
-
-    def reset(self) -> None:
-        """Something worked: begin with short ones again."""
-        self._longest = FIRST_PAUSE
-
-
-class Patience:
-    """How long an outage is borne: to the monotonic instant `until`, and for `OUTAGE` seconds at a stretch."""
-
-    __slots__ = ("_clock", "_gone_since", "_pauses", "_until")
-
-    def __init__(self, until: float, clock: Clock, chance: Chance) -> None:
-        self._until = until
-        self._clock = clock
-        self._gone_since: float | None = None
-        self._pauses = Pauses(chance)
-
-    def after(self, error: ForebayError) -> float:
-        """The pause after a call that failed so.
-
-        Raises:
-            ForebayError: This error; there is no time for another call.
-        """
-        now = self._clock()
-        if self._gone_since is None:
-            self._gone_since = now
-        pause = self._pauses.next(error.retry_delay)
-        if now + pause >= min(self._until, self._gone_since + OUTAGE):
-            raise error
-        return pause
-
-    def restore(self) -> None:
-        """The server answered."""
-        self._gone_since = None
-        self._pauses.reset()
 
 
 # --- Single calls -------------------------------------------------------------------------------------------------

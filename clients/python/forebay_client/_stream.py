@@ -1,12 +1,16 @@
-"""What a stream decides: when the source may be read, what goes into the next message, and what each item came to.
+"""What a stream decides: what is read, what goes into the next message, what each item came to, when to connect again.
 
-Pure: no thread, no loop, no channel. `_sync_stream` and `_async_stream` act on it, each in its own way, and keep calls
-to one `StreamCore` from overlapping.
+Pure: no thread, no loop, no channel, no clock. `_sync_stream` and `_async_stream` act on it, each in its own way, and
+keep calls to one `StreamCore` from overlapping.
 
 The life of an item: *taken* from the source -> *sent* -> *answered* -> *delivered* to the caller. Items between taken
 and delivered are *held*, and never more than the window. Each item that was taken is delivered exactly once, as a
-prediction or as an error, also when the stream ends early. If it does so before the source is exhausted, one more error
-follows, whose `taken` says where the rest begins.
+prediction or as an error.
+
+If the server goes away or drains, another call is made, and what was sent and not answered is sent again on it; what
+was answered is not. Only if nobody has answered anything for the time of an `outage` is the stream over: then the items
+that were taken fail, and unless the source is exhausted one more error follows, whose `taken` says where the rest
+begins.
 """
 
 from collections import deque
@@ -17,13 +21,16 @@ from google.protobuf import duration_pb2
 
 from forebay.v1 import inference_pb2
 from forebay_client import _errors
-from forebay_client._core import ParameterValue, Priority, check_deadline, read_prediction
+from forebay_client._core import DEADLINE, ParameterValue, Priority, RequestBuilder, check_deadline, read_prediction
 from forebay_client._exceptions import BadResponse, Draining, ForebayError, Unavailable
 from forebay_client._results import Prediction
+from forebay_client._retries import Patience
+from forebay_client._steps import Chance, Clock
 
 WINDOW = 256  # items; the server's own default
 ITEMS_PER_MESSAGE = 32
 STREAM_DEADLINE = 3600.0  # seconds; the longest that a server allows by default
+STREAM_OUTAGE = 10.0  # seconds; connecting again takes at most 5
 MAX_ITEMS_PER_MESSAGE = 1024  # the contract's limit
 
 Failures = Literal["raise", "yield"]
@@ -31,18 +38,86 @@ Outcome = Prediction | ForebayError
 
 
 class StreamOptions(TypedDict, total=False):
-    """The options of `stream` beside `failures`, for the type checker; `Client.stream` documents them."""
+    """The options of a stream, beside `failures`."""
 
     window: int
+    """The most items taken from the source whose outcome was not given out yet; 256 by default."""
     items_per_message: int
+    """The most items in a message; 32 by default. The server answers them one by one all the same."""
     ordered: bool
+    """Whether results come in the order of the items, as by default; otherwise as they complete, with `index` to tell
+    them apart."""
+    outage: float
+    """Seconds at a stretch for which no server need answer, 10 by default: until then the stream connects again and
+    sends what has no answer once more, each item with its whole deadline. 0: it does not."""
     version: str | int
+    """A number or a label; empty, as by default: the model's default."""
     outputs: Iterable[str] | None
+    """The outputs wanted; None, as by default: all."""
     deadline: float
+    """Seconds for each item, from its arrival at the server; 30 by default."""
     stream_deadline: float
+    """Seconds for the stream as a whole; an hour by default."""
     priority: Priority
+    """The weight among requests of the same tenant; `normal` by default."""
     parameters: Mapping[str, ParameterValue] | None
+    """Values for engines that take them."""
     timings: bool
+    """Whether predictions are to tell where the time went."""
+
+
+class StreamPlan:
+    """What `stream` was asked for: the builder of requests, and the arguments of a `StreamCore`.
+
+    Raises:
+        ValueError: An option is out of range.
+        TypeError: There is no such option.
+    """
+
+    __slots__ = ("_options", "builder", "deadline", "stream_deadline")
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        window: int = WINDOW,
+        items_per_message: int = ITEMS_PER_MESSAGE,
+        ordered: bool = True,
+        outage: float = STREAM_OUTAGE,
+        version: str | int = "",
+        outputs: Iterable[str] | None = None,
+        deadline: float = DEADLINE,
+        stream_deadline: float = STREAM_DEADLINE,
+        priority: Priority = "normal",
+        parameters: Mapping[str, ParameterValue] | None = None,
+        timings: bool = False,
+    ) -> None:
+        if window < 1:
+            raise ValueError(f"the window must hold at least one item, not {window}")
+        if not 1 <= items_per_message <= MAX_ITEMS_PER_MESSAGE:
+            raise ValueError(f"a message holds 1 to {MAX_ITEMS_PER_MESSAGE} items, not {items_per_message}")
+        if not 0 <= outage < float("inf"):
+            raise ValueError(f"an outage is borne for a number of seconds from 0 on, not {outage}")
+        self.deadline = check_deadline(deadline)
+        self.stream_deadline = check_deadline(stream_deadline)
+        self.builder = RequestBuilder(
+            model, version=version, outputs=outputs, priority=priority, parameters=parameters, timings=timings
+        )
+        self._options = (window, items_per_message, ordered, outage)
+
+    def core(self, *, clock: Clock, chance: Chance) -> "StreamCore":
+        """The state of the stream, whose deadline counts from now on."""
+        window, items_per_message, ordered, outage = self._options
+        return StreamCore(
+            window=window,
+            items_per_message=items_per_message,
+            ordered=ordered,
+            deadline=self.deadline,
+            until=clock() + self.stream_deadline,
+            outage=outage,
+            clock=clock,
+            chance=chance,
+        )
 
 
 class StreamCore:
@@ -53,12 +128,15 @@ class StreamCore:
         items_per_message: The most items in a message.
         ordered: Whether results come in the order of the items, else as they complete.
         deadline: Seconds for each item, from its arrival at the server.
-
-    Raises:
-        ValueError: An argument is out of range.
+        until: The deadline of the stream, monotonic.
+        outage: Seconds at a stretch for which no server need answer.
+        clock: Tells monotonic instants.
+        chance: Gives numbers in [0, 1).
     """
 
     __slots__ = (
+        "_call",
+        "_clock",
         "_closed",
         "_drained",
         "_ended",
@@ -67,30 +145,49 @@ class StreamCore:
         "_held",
         "_items_per_message",
         "_options",
+        "_options_left",
+        "_outage",
+        "_patience",
         "_pending",
         "_ready",
+        "_sending",
         "_source_error",
         "_timeout",
         "_unanswered",
+        "_until",
         "_window",
         "taken",
     )
 
-    def __init__(self, *, window: int, items_per_message: int, ordered: bool, deadline: float) -> None:
-        if window < 1:
-            raise ValueError(f"the window must hold at least one item, not {window}")
-        if not 1 <= items_per_message <= MAX_ITEMS_PER_MESSAGE:
-            raise ValueError(f"a message holds 1 to {MAX_ITEMS_PER_MESSAGE} items, not {items_per_message}")
+    def __init__(
+        self,
+        *,
+        window: int,
+        items_per_message: int,
+        ordered: bool,
+        deadline: float,
+        until: float,
+        outage: float,
+        clock: Clock,
+        chance: Chance,
+    ) -> None:
         self._window = window
         self._items_per_message = items_per_message
         self._timeout = duration_pb2.Duration()
-        self._timeout.FromNanoseconds(round(check_deadline(deadline) * 1e9))
+        self._timeout.FromNanoseconds(round(deadline * 1e9))
         order = inference_pb2.RESULT_ORDER_AS_SENT if ordered else inference_pb2.RESULT_ORDER_AS_COMPLETED
-        self._options: inference_pb2.StreamOptions | None = inference_pb2.StreamOptions(
-            order=order, max_in_flight=window
-        )
-        self._pending: deque[tuple[int, inference_pb2.PredictRequest]] = deque()
-        self._unanswered: dict[int, None] = {}  # a set in the order of the items
+        self._options = inference_pb2.StreamOptions(order=order, max_in_flight=window)
+        self._options_left = True
+        self._clock = clock
+        self._until = until
+        self._outage = outage
+        self._patience = Patience(until, clock, chance, outage)
+        self._call = 0
+        self._sending = False
+        """Whether the present call takes items."""
+        self._pending: deque[int] = deque()
+        """Items to be sent on the present call."""
+        self._unanswered: dict[int, inference_pb2.PredictRequest] = {}  # in the order of the items
         self._ready: deque[inference_pb2.StreamResult | ForebayError] = deque()
         self._held = 0
         self.taken = 0
@@ -102,11 +199,68 @@ class StreamCore:
         self._source_error: BaseException | None = None
         self._final: BaseException | None = None
 
+    # --- Calls ---
+
+    def begin(self) -> tuple[int, float]:
+        """A call is made: its number, and its timeout in seconds. Everything that has no answer is to be sent on it."""
+        self._call += 1
+        self._sending = True
+        self._drained = False
+        self._pending = deque(self._unanswered)
+        self._options_left = True
+        return self._call, max(self._until - self._clock(), 1e-3)
+
+    def lost(self, call: int) -> None:
+        """This call is over, though what it has delivered may not have been read yet: nothing more is sent on it."""
+        if call == self._call:
+            self._sending = False
+            if not self._outage:
+                self._closed = True
+
+    def end(self, error: ForebayError | None = None) -> float | None:
+        """The present call is over, with this error or with OK, and all that it delivered was received.
+
+        Returns:
+            Seconds after which another one is to be made; None: the stream is over.
+        """
+        if self._ended:
+            return None
+        self._sending = False
+        if error is None or self._drained:
+            left: ForebayError = Draining("the server is shutting down and did not take this", reason="DRAINING")
+            if not self._drained:
+                left = Unavailable("the server ended the stream before all was answered")
+        else:
+            left = error
+        if (self._unanswered or not self._closed) and self._outage and isinstance(left, Unavailable):
+            try:
+                return self._patience.after(left)
+            except ForebayError:
+                pass  # long enough
+        self._ended = self._closed = True
+        self._pending.clear()
+        self._ready.extend(_errors.again(left, index=index) for index in self._unanswered)
+        self._unanswered.clear()
+        if self._source_error is not None:
+            self._final = self._source_error
+        elif not self._exhausted:
+            self._final = _errors.again(left, taken=self.taken)
+        return None
+
+    def abandon(self) -> None:
+        """The caller wants no more: nothing is delivered from now on."""
+        self._ended = self._closed = self._exhausted = True
+        self._sending = False
+        self._pending.clear()
+        self._unanswered.clear()
+        self._ready.clear()
+        self._final = None
+
     # --- The sending side ---
 
     @property
     def closed(self) -> bool:
-        """Whether no more items are taken: the source is exhausted or failed, the server drains, or all is over."""
+        """Whether no more items are taken: the source is exhausted or failed, or all is over."""
         return self._closed
 
     @property
@@ -118,8 +272,9 @@ class StreamCore:
         """An item was read from the source. Too late for it if the stream closed meanwhile: it does not count."""
         if self._closed:
             return
-        self._pending.append((self.taken, request))
-        self._unanswered[self.taken] = None
+        self._unanswered[self.taken] = request
+        if self._sending:
+            self._pending.append(self.taken)
         self._held += 1
         self.taken += 1
 
@@ -134,16 +289,22 @@ class StreamCore:
             self._closed = True
             self._source_error = error
 
-    def next_message(self) -> inference_pb2.StreamPredictRequest | None:
-        """What to send now; None if there is nothing. Once `closed`, None means that there will never be more."""
-        if not self._pending:
+    def next_message(self, call: int) -> inference_pb2.StreamPredictRequest | None:
+        """What to send on this call now; None if there is nothing. Once `sent`, there will never be more."""
+        if call != self._call or not self._sending or not self._pending:
             return None
-        message = inference_pb2.StreamPredictRequest(options=self._options)
-        self._options = None
+        message = inference_pb2.StreamPredictRequest()
+        if self._options_left:
+            self._options_left = False
+            message.options.CopyFrom(self._options)
         for _ in range(min(len(self._pending), self._items_per_message)):
-            index, request = self._pending.popleft()
-            message.items.add(id=index, request=request, timeout=self._timeout)
+            index = self._pending.popleft()
+            message.items.add(id=index, request=self._unanswered[index], timeout=self._timeout)
         return message
+
+    def sent(self, call: int) -> bool:
+        """Whether this call has all that it will ever get."""
+        return call != self._call or not self._sending or (self._closed and not self._pending)
 
     # --- The receiving side ---
 
@@ -153,46 +314,29 @@ class StreamCore:
         Raises:
             BadResponse: It has a result for an item that is not in flight.
         """
+        answered = False
         for result in response.results:
             if result.id not in self._unanswered:
                 raise BadResponse(f"the server answered item {result.id}, which is not in flight")
+            if self._outage and self._refused(result):
+                continue  # for the next call
             del self._unanswered[result.id]
             self._ready.append(result)
+            answered = True
+        if answered:
+            self._patience.restore()
         if response.HasField("drain"):
-            self._closed = self._drained = True
-            self._pending.clear()  # they stay unanswered, and are told so at the end
+            self._drained = True
+            self._sending = False  # what is pending goes with the next call, or fails at the end
+            self._pending.clear()
+            if not self._outage:
+                self._closed = True
 
-    def end(self, error: ForebayError | None = None) -> None:
-        """The stream is over, with this error or with OK."""
-        if self._ended:
-            return
-        if error is None or self._drained:
-            left: ForebayError = Draining("the server is shutting down and did not take this", reason="DRAINING")
-            if not self._drained:
-                left = Unavailable("the server ended the stream before all was answered")
-        else:
-            left = error
-        self._ended = self._closed = True
-        self._pending.clear()
-        self._ready.extend(_errors.again(left, index=index) for index in self._unanswered)
-        self._unanswered.clear()
-        if self._source_error is not None:
-            self._final = self._source_error
-        elif not self._exhausted:
-            self._final = _errors.again(left, taken=self.taken)
-
-    def cut(self) -> None:
-        """The call is over, though what it has delivered may not have been read yet: nothing more is taken or sent."""
-        self._closed = True
-        self._pending.clear()
-
-    def abandon(self) -> None:
-        """The caller wants no more: nothing is delivered from now on."""
-        self._ended = self._closed = self._exhausted = True
-        self._pending.clear()
-        self._unanswered.clear()
-        self._ready.clear()
-        self._final = None
+    def _refused(self, result: inference_pb2.StreamResult) -> bool:
+        """Whether the server did not take the item, because it drains."""
+        if result.WhichOneof("outcome") != "error" or result.error.code != _errors.UNAVAILABLE:
+            return False
+        return isinstance(_errors.from_status(result.error), Draining)
 
     def deliver(self) -> Outcome | None:
         """The next outcome; None if there is none now. Makes room for another item."""

@@ -1,101 +1,37 @@
-"""What is under the client for threads: the channel, how calls are made, and what a server tells of itself."""
+"""What is under the client for threads: the channels, and how plans are carried out in the caller's thread."""
 
+import itertools
+import queue
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
 
-from forebay.v1 import inference_pb2, inference_service_pb2_grpc, job_service_pb2_grpc, model_service_pb2_grpc
-from forebay_client import _errors, _plans
-from forebay_client._channel import MAX_MESSAGE_BYTES, Target, Tls
-from forebay_client._core import DEADLINE, Inputs, RequestBuilder, check_deadline
+from forebay_client import _errors
+from forebay_client._core import check_deadline
 from forebay_client._exceptions import ForebayError
-from forebay_client._models import Model, ModelStatistics
-from forebay_client._results import Health
+from forebay_client._methods import methods_of
+from forebay_client._operations import Operations
+from forebay_client._steps import Await, Call, Give, Hear, Launch, Listen, Pause, Plan, Series, Step
+from forebay_client._surface import Blocking
 
 T = TypeVar("T")
-RequestT = TypeVar("RequestT")
-ResponseT = TypeVar("ResponseT")
 
 
-class BaseClient:
-    """A channel to a server, and its models. `Client` documents the arguments."""
+class BaseClient(Operations, Blocking):
+    """Everything but streams of predictions."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        tls: Tls | None = None,
-        tenant: str = "",
-        metadata: Mapping[str, str] | None = None,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
-        options: Sequence[tuple[str, str | int]] = (),
-    ) -> None:
-        target = Target(
-            address=address,
-            tls=tls,
-            tenant=tenant,
-            metadata=metadata or {},
-            max_message_bytes=max_message_bytes,
-            options=options,
-        )
-        self._channel = target.open()
-        self._metadata = target.call_metadata()
-        self._inference = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
-        models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-        self._jobs = jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
-        self._methods: dict[str, grpc.UnaryUnaryMultiCallable[Any, Any]] = {
-            "ListModels": models.ListModels,
-            "GetModel": models.GetModel,
-            "GetStatistics": models.GetStatistics,
-            "Submit": jobs.Submit,
-            "Result": jobs.Result,
-            "CancelJob": jobs.CancelJob,
-            "ListJobs": jobs.ListJobs,
-            "Check": health_pb2_grpc.HealthStub(self._channel).Check,
-        }
-        self._only_inputs: _plans.OnlyInputs = {}
-        self._closed = False
-
-    def models(self, *, deadline: float = DEADLINE) -> list[Model]:
-        """All models, by name.
-
-        Raises:
-            ForebayError: The server can't be asked.
-        """
-        return self._carry_out(_plans.models(deadline))
-
-    def model(self, name: str, *, deadline: float = DEADLINE) -> Model:
-        """One model: its versions, what they expect, and how they batch.
-
-        Raises:
-            ModelNotFound: There is no such model.
-        """
-        return self._carry_out(_plans.model(name, deadline))
-
-    def statistics(self, model: str = "", *, deadline: float = DEADLINE) -> list[ModelStatistics]:
-        """What the versions of a model, or of all models, have done since the server started.
-
-        Raises:
-            ModelNotFound: There is no such model.
-        """
-        return self._carry_out(_plans.statistics(model, deadline))
-
-    def health(self, service: str = "", *, deadline: float = DEADLINE) -> Health:
-        """The health of the server (empty), of a service by its full name, or of a model as `model/NAME`.
-
-        Raises:
-            ForebayError: The server can't be asked.
-        """
-        return self._carry_out(_plans.health(service, deadline))
+    def _open(self) -> None:
+        self._channels = self._target.open()
+        self._lines = itertools.cycle([methods_of(channel) for channel in self._channels])
 
     def close(self) -> None:
-        """Closes the connection; calls in flight end with `Cancelled`. May be called more than once."""
+        """Closes the connections; calls in flight end with `Cancelled`. May be called more than once."""
         self._closed = True
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -105,38 +41,135 @@ class BaseClient:
     ) -> None:
         self.close()
 
-    def _request(self, builder: RequestBuilder, inputs: Inputs, deadline: float) -> inference_pb2.PredictRequest:
-        return self._carry_out(_plans.build(builder, inputs, self._only_inputs, deadline))
-
-    def _carry_out(self, plan: _plans.Plan[T]) -> T:
-        """Does what a plan says, in this thread."""
-        try:
-            step = next(plan)
-            while True:
-                if isinstance(step, _plans.Pause):
-                    time.sleep(step.seconds)
-                    step = plan.send(None)
-                    continue
-                try:
-                    response = self._invoke(self._methods[step.method], step.request, step.timeout)
-                except ForebayError as error:
-                    step = plan.throw(error)
-                else:
-                    step = plan.send(response)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
-    def _invoke(
-        self, method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT, deadline: float
-    ) -> ResponseT:
-        """Every unary call goes through here: the place for hedging."""
+    def _method(self, name: str) -> Any:
+        """A method, over the connection whose turn it is."""
         self._check_open()
+        return next(self._lines)[name]
+
+    def _invoke(self, call: Call) -> Any:
+        """Makes a unary call. Every attempt goes through here, but for those that may get company: `_launch`."""
+        method = self._method(call.method)
         try:
-            return method(request, timeout=check_deadline(deadline), metadata=self._metadata)
+            return method(call.request, timeout=check_deadline(call.timeout), metadata=self._metadata)
         except grpc.RpcError as error:
             raise _errors.from_rpc(error) from error
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the client is closed")
+    def _launch(self, call: Call) -> Any:
+        """Begins a unary call; a future of gRPC's."""
+        method = self._method(call.method)
+        return method.future(call.request, timeout=check_deadline(call.timeout), metadata=self._metadata)
+
+    def _listen(self, listen: Listen) -> Any:
+        """Begins a call that has many responses."""
+        return self._method(listen.method)(listen.request, timeout=listen.timeout, metadata=self._metadata)
+
+    def _carry_out(self, plan: Plan[T]) -> T:
+        self._check_open()
+        work: _Work | None = None
+        try:
+            step = next(plan)
+            while True:
+                try:
+                    if isinstance(step, Call):  # most plans have nothing else
+                        outcome = self._invoke(step)
+                    else:
+                        work = work or _Work(self)
+                        outcome = work.do(step)
+                except ForebayError as error:
+                    step = plan.throw(error)
+                else:
+                    step = plan.send(outcome)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            if work is not None:
+                work.cancel()
+
+    def _iterate(self, series: Series[T]) -> Iterator[T]:
+        self._check_open()
+        return self._iteration(series.plan)
+
+    def _iteration(self, plan: Plan[None]) -> Iterator[T]:
+        work = _Work(self)
+        try:
+            step = next(plan)
+            while True:
+                if isinstance(step, Give):
+                    yield step.value
+                    step = next(plan)
+                    continue
+                try:
+                    outcome = work.do(step)
+                except ForebayError as error:
+                    step = plan.throw(error)
+                else:
+                    step = plan.send(outcome)
+        except StopIteration:
+            return
+        finally:
+            work.cancel()
+
+
+class _Work:
+    """Carries out the steps of one plan, and knows what it has begun."""
+
+    __slots__ = ("_client", "_ended", "_heard", "_launched")
+
+    def __init__(self, client: BaseClient) -> None:
+        self._client = client
+        self._launched: list[Any] = []
+        self._ended: queue.SimpleQueue[Any] | None = None
+        self._heard: Any = None
+
+    def cancel(self) -> None:
+        """Ends what is still running."""
+        for call in self._launched:
+            call.cancel()
+        if self._heard is not None:
+            self._heard.cancel()
+
+    def do(self, step: Step) -> Any:
+        """Does a step, and gives what comes of it.
+
+        Raises:
+            ForebayError: That is what comes of it.
+        """
+        match step:
+            case Call():
+                return self._client._invoke(step)  # noqa: SLF001  # one class in two parts
+            case Pause():
+                time.sleep(step.seconds)
+            case Launch():
+                self._launch(step.call)
+            case Await():
+                return self._await(step.seconds)
+            case Listen():
+                if self._heard is not None:
+                    self._heard.cancel()
+                self._heard = self._client._listen(step)  # noqa: SLF001  # see above
+            case Hear():
+                try:
+                    return next(self._heard, None)
+                except grpc.RpcError as error:
+                    raise _errors.from_rpc(error) from error
+        return None
+
+    def _launch(self, call: Call) -> None:
+        if self._ended is None:
+            self._ended = queue.SimpleQueue()
+        launched = self._client._launch(call)  # noqa: SLF001  # see above
+        self._launched.append(launched)
+        launched.add_done_callback(self._ended.put)
+
+    def _await(self, seconds: float | None) -> Any:
+        if self._ended is None:
+            raise RuntimeError("nothing was launched")
+        try:
+            ended = self._ended.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        try:
+            return ended.result()
+        except grpc.RpcError as error:
+            return _errors.from_rpc(error)

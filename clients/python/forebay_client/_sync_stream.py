@@ -5,10 +5,12 @@
   company and a fast one fills its messages.
 * Results are read in the caller's thread, in `next`.
 
-They share a `StreamCore` under one condition. The threads hold the `_Feed`, never the `PredictionStream`, so an
+They share a `StreamCore` under one condition. If the core says that a call that ended is to be followed by another, the
+caller's thread makes it, and gRPC has another sender. The threads hold the `_Feed`, never the `PredictionStream`, so an
 iterator that is dropped (a `break` in a loop) ends them.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -41,7 +43,8 @@ class StreamCall(Protocol):
         """Ends the call."""
 
 
-Open = Callable[[Iterator[inference_pb2.StreamPredictRequest]], StreamCall]
+Open = Callable[[Iterator[inference_pb2.StreamPredictRequest], float], StreamCall]
+"""Makes a call that sends these messages, with a timeout in seconds."""
 
 
 class _Feed:
@@ -83,20 +86,20 @@ class _Feed:
                 self.changed.wait()
         return True
 
-    def messages(self) -> Iterator[inference_pb2.StreamPredictRequest]:
-        """What gRPC's thread sends. Ends when there will be nothing more."""
+    def messages(self, call: int) -> Iterator[inference_pb2.StreamPredictRequest]:
+        """What gRPC's thread sends on a call. Ends when there will be nothing more for it."""
         while True:
             with self.changed:
-                while (message := self.core.next_message()) is None:
-                    if self.core.closed:
+                while (message := self.core.next_message(call)) is None:
+                    if self.core.sent(call):
                         return
                     self.changed.wait()
             yield message
 
-    def stop(self) -> None:
-        """The call is over: lets both threads go, whether or not somebody still reads the results."""
+    def lost(self, call: int) -> None:
+        """The call is over: lets its sender go, whether or not somebody still reads the results."""
         with self.changed:
-            self.core.cut()
+            self.core.lost(call)
             self.changed.notify_all()
 
 
@@ -117,10 +120,18 @@ class PredictionStream(Iterator[OutcomeT_co], Generic[OutcomeT_co]):
         self._core = core
         self._raise = failures == "raise"
         self._feed = _Feed(core, source, prepare)
-        self._call = open_call(self._feed.messages())
-        if not self._call.add_callback(self._feed.stop):
-            self._feed.stop()
+        self._open_call = open_call
+        self._call = self._connect()
         threading.Thread(target=self._feed.pull, name="forebay-stream", daemon=True).start()
+
+    def _connect(self) -> StreamCall:
+        feed = self._feed
+        with feed.changed:
+            number, timeout = self._core.begin()
+        call = self._open_call(feed.messages(number), timeout)
+        if not call.add_callback(functools.partial(feed.lost, number)):
+            feed.lost(number)
+        return call
 
     def __iter__(self) -> Self:
         return self
@@ -158,11 +169,24 @@ class PredictionStream(Iterator[OutcomeT_co], Generic[OutcomeT_co]):
                     self._core.receive(response)
                 except ForebayError as exc:
                     response, error = None, exc
-            if response is None:
-                self._core.end(error)
+            pause = self._core.end(error) if response is None else None
             self._feed.changed.notify_all()
         if response is None:
             self._call.cancel()
+            if pause is not None:
+                self._reconnect(pause)
+
+    def _reconnect(self, pause: float) -> None:
+        with self._feed.changed:
+            self._feed.changed.wait_for(lambda: self._core.ended, pause)
+            if self._core.ended:
+                return
+        try:
+            self._call = self._connect()
+        except ForebayError as error:  # the client was closed
+            with self._feed.changed:
+                self._core.end(error)
+                self._feed.changed.notify_all()
 
     def close(self) -> None:
         """Cancels what is still in flight. May be called more than once."""

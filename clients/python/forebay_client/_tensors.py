@@ -6,7 +6,8 @@ object that hold `bytes`.
 """
 
 import math
-from typing import Any, Final
+import sys
+from typing import Any, Final, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +16,20 @@ import numpy.typing as npt
 from forebay.v1 import tensor_pb2
 
 Array = npt.NDArray[Any]
+
+
+class DLPackArray(Protocol):
+    """An array of another library: torch, JAX, CuPy and others."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        """Exports it."""
+
+    def __dlpack_device__(self) -> tuple[Any, Any]:
+        """Where it is."""
+
+
+TensorLike = npt.ArrayLike | DLPackArray
+"""What can be sent: anything that numpy makes an array of, or an array of another library."""
 
 BYTES: Final = tensor_pb2.DATA_TYPE_BYTES
 
@@ -41,14 +56,48 @@ _DATA_TYPES: dict[np.dtype[np.generic], tensor_pb2.DataType.ValueType] = {
 }
 
 
-def encode(name: str, value: npt.ArrayLike) -> tensor_pb2.Tensor:
+def as_array(name: str, value: TensorLike) -> Array:
+    """An array of what a caller gave: of numpy's, of another library that speaks DLPack, or what numpy makes of it.
+
+    What is in the memory of another device is copied from there; other memory is not copied.
+
+    Raises:
+        TypeError: It is on a device that can't be copied from, or of a type that numpy does not know.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    foreign: Any = value
+    if hasattr(foreign, "detach") and hasattr(foreign, "cpu"):  # torch's, which may have a gradient
+        foreign = foreign.detach().cpu().contiguous()
+        if str(foreign.dtype) == "torch.bfloat16":  # which numpy's DLPack does not know: as its bits
+            return np.asarray(foreign.view(sys.modules["torch"].int16).numpy()).view(ml_dtypes.bfloat16)
+    if hasattr(foreign, "__dlpack__") and hasattr(foreign, "__dlpack_device__"):
+        return _from_dlpack(name, foreign)
+    array = np.asarray(value)
+    # As numpy's own byte strings, elements would lose the zeros at their ends.
+    return np.asarray(value, np.object_) if array.dtype.kind == "S" else array
+
+
+def _from_dlpack(name: str, foreign: Any) -> Array:
+    try:
+        return np.from_dlpack(foreign)
+    except (BufferError, RuntimeError, ValueError) as exc:
+        try:
+            if hasattr(foreign, "__array__"):  # of a type that numpy's DLPack does not know, such as JAX's bfloat16
+                return np.asarray(foreign)
+            return np.from_dlpack(foreign, device="cpu", copy=True)
+        except (BufferError, RuntimeError, TypeError, ValueError):
+            raise TypeError(f"input {name!r}: {type(foreign).__name__} can't be read: {exc}") from exc
+
+
+def encode(name: str, value: TensorLike) -> tensor_pb2.Tensor:
     """A tensor message from an array, or from what numpy can make one of.
 
     Raises:
         TypeError: The contract has no such type (complex numbers, dates, structures), or an array of objects holds
             something else than `bytes` and `str`.
     """
-    array = np.asarray(value)
+    array = as_array(name, value)
     data_type = _DATA_TYPES.get(array.dtype)
     if data_type is None:
         if array.dtype.kind in "OSUT":

@@ -1,0 +1,191 @@
+"""Servers that are not there, silent, broken, newer or older: a documented error in each client, no hang, no leak."""
+
+import contextlib
+import gc
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import psutil
+import pytest
+
+import forebay_client
+from forebay.v1 import inference_pb2, inference_service_pb2_grpc
+from forebay_client.testing import FakeServer
+
+ROW = {"x": [[1.0]]}
+SETTINGS = bytes.fromhex("000000040000000000")  # an empty SETTINGS frame, with which an HTTP/2 server begins
+
+
+class Listener:
+    """A TCP server that does something to each connection and never answers a call."""
+
+    def __init__(self, act) -> None:
+        self._act = act
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self.connections = 0
+        self._kept = []
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                accepted, _ = self._socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._kept.append(accepted)
+            with contextlib.suppress(OSError):
+                self._act(accepted)
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        for accepted in self._kept:
+            accepted.close()
+        self._thread.join()
+
+
+def silent(connection):
+    """Takes the connection, and that is all."""
+
+
+def half(connection):
+    """Speaks HTTP/2, and answers no call."""
+    connection.sendall(SETTINGS)
+
+
+def hasty(connection):
+    """Closes in the middle of the call."""
+    connection.sendall(SETTINGS)
+    connection.recv(1 << 16)
+    time.sleep(0.02)
+    connection.close()
+
+
+def garbled(connection):
+    """Speaks something else."""
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("act", "kinds"),
+    [
+        (silent, (forebay_client.DeadlineExceeded, forebay_client.Unavailable)),
+        (half, (forebay_client.DeadlineExceeded,)),
+        (hasty, (forebay_client.Unavailable, forebay_client.DeadlineExceeded)),
+        (garbled, (forebay_client.Unavailable, forebay_client.DeadlineExceeded)),
+    ],
+)
+@pytest.mark.parametrize("call", ["predict", "hedged", "stream", "submit"])
+def test_a_server_that_does_not_answer_costs_no_more_than_the_deadline(surface, outcomes, act, kinds, call):
+    """An error of ours, by the deadline; whatever the server does to the connection."""
+    listener = Listener(act)
+    client = surface(listener.address)
+    start = time.monotonic()
+    try:
+        if call == "stream":
+            stream = client.stream("double", [ROW], deadline=0.4, stream_deadline=0.4, outage=0.2, failures="yield")
+            (error,), _ = outcomes(stream)
+        else:
+            method = client.submit if call == "submit" else client.predict
+            options = {"hedge": 0.1} if call == "hedged" else {}
+            with pytest.raises(forebay_client.ForebayError) as caught:
+                method("double", ROW, deadline=0.4, **options)
+            error = caught.value
+        took = time.monotonic() - start
+    finally:
+        client.close()
+        listener.close()
+
+    assert isinstance(error, kinds)
+    assert took < 2
+    assert listener.connections
+
+
+class Odd(inference_service_pb2_grpc.InferenceServiceServicer):
+    """A server of another time: its responses have a field, an outcome or a reason that this client does not know."""
+
+    def Predict(self, request, context):
+        found = inference_pb2.PredictResponse(model=request.model, version=1, request_id=request.request_id)
+        tensor = found.outputs.add(name="y", data_type=request.inputs[0].data_type, shape=request.inputs[0].shape)
+        tensor.data = request.inputs[0].data
+        # Field 900, a text: as a newer server would send it.
+        return inference_pb2.PredictResponse.FromString(found.SerializeToString() + b"\xa2\x38\x03new")
+
+    def StreamPredict(self, messages, context):
+        for message in messages:
+            yield inference_pb2.StreamPredictResponse(
+                results=[inference_pb2.StreamResult(id=item.id) for item in message.items]
+            )
+
+
+@pytest.fixture
+def odd():
+    server = grpc.server(ThreadPoolExecutor(4))
+    inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(Odd(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+def test_a_newer_server_is_understood(surface, odd, outcomes):
+    """Fields that this client does not know are no error; an outcome that it does not know is that item's."""
+    client = surface(odd)
+    assert client.predict("m", ROW, request_id="r")["y"] == [[1.0]]
+    (found,), error = outcomes(client.stream("m", [ROW], failures="yield"))
+    client.close()
+
+    assert isinstance(found, forebay_client.BadResponse)
+    assert error is None
+
+
+def test_unknown_fields_survive():
+    """A message that is read and written again by an older program loses nothing."""
+    newer = inference_pb2.PredictRequest(model="m").SerializeToString() + b"\xa2\x38\x03new"
+
+    assert inference_pb2.PredictRequest.FromString(newer).SerializeToString() == newer
+
+
+def test_an_older_server_does_not_support_it(surface, odd):
+    """A method that it does not have is said to be just that."""
+    client = surface(odd)
+    with pytest.raises(forebay_client.Unsupported):
+        client.submit("m", ROW)
+    with pytest.raises(forebay_client.Unsupported):
+        client.models()
+    client.close()
+
+
+def test_failures_leave_nothing_behind(surface):
+    """Neither connections nor threads, however many calls and clients have failed."""
+
+    def fail():
+        with FakeServer({}) as server:
+            client = surface(server.address, retry=None)
+            for _ in range(20):
+                with pytest.raises(forebay_client.ModelNotFound):
+                    client.predict("nobody", ROW, hedge=0.5)
+            with pytest.raises(forebay_client.ModelNotFound):
+                list(client.stream("nobody", [ROW]))
+            client.close()
+
+    process = psutil.Process()
+    fail()
+    gc.collect()
+    before = process.num_fds()
+    for _ in range(5):
+        fail()
+    gc.collect()
+    end = time.monotonic() + 10
+    while process.num_fds() > before + 3 and time.monotonic() < end:
+        time.sleep(0.05)
+
+    assert process.num_fds() <= before + 3
+    assert not [thread for thread in threading.enumerate() if thread.name == "forebay-stream"]
