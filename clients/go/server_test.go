@@ -3,6 +3,7 @@ package forebay_test
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,41 +21,57 @@ type server struct {
 	ended   chan struct{}
 }
 
-// binary is the server's command: $FOREBAY, or that of the repository's environment. Without it nothing can be tested.
-func binary(t *testing.T) string {
-	t.Helper()
+// binary is the server's command: $FOREBAY, or that of the repository's environment; empty if there is none.
+func binary() string {
 	path := os.Getenv("FOREBAY")
 	if path == "" {
 		path, _ = filepath.Abs("../../.venv/bin/forebay")
 	}
 	if _, err := os.Stat(path); err != nil {
-		t.Skip("there is no server to test with: set FOREBAY, or run `make env`")
+		return ""
 	}
 	return path
 }
 
 // serve starts a server with an echo of four FP32 (which rejects rows of 13 and fails on rows of 7) and waits until it is
-// ready.
+// ready. It is killed at the end of the test.
 func serve(t *testing.T, more ...string) *server {
 	t.Helper()
-	arguments := []string{
-		"serve", "synthetic:reject=13,poison=7", "--set", "models.0.name=echo",
-		"--set", "models.0.batching.max_delay_ms=2",
-		"--listen", "127.0.0.1:0", "--log-format", "json",
+	if binary() == "" {
+		t.Skip("there is no server to test with: set FOREBAY, or run `make env`")
 	}
-	started := &server{
-		command: exec.Command(binary(t), append(arguments, more...)...),
-		ended:   make(chan struct{}),
-	}
-	started.command.Env = append(os.Environ(), "XDG_CACHE_HOME="+t.TempDir())
-	log, err := started.command.StderrPipe()
+	started, err := start(t.TempDir(), more...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := started.command.Start(); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(started.kill)
+	return started
+}
+
+// start starts such a server, which keeps its measurements in a folder.
+func start(cache string, more ...string) (*server, error) {
+	arguments := []string{
+		"serve", "synthetic:reject=13,poison=7", "--set", "models.0.name=echo",
+		"--set", "models.0.batching.max_delay_ms=2",
+	}
+	return run(cache, 1, append(arguments, more...)...)
+}
+
+// run runs the server's command until so many models are ready.
+func run(cache string, models int, arguments ...string) (*server, error) {
+	arguments = append([]string{arguments[0], "--listen", "127.0.0.1:0", "--log-format", "json"}, arguments[1:]...)
+	started := &server{
+		command: exec.Command(binary(), arguments...),
+		ended:   make(chan struct{}),
+	}
+	started.command.Env = append(os.Environ(), "XDG_CACHE_HOME="+cache)
+	log, err := started.command.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := started.command.Start(); err != nil {
+		return nil, err
+	}
 	ready := make(chan string, 1)
 	go func() {
 		defer close(started.ended)
@@ -68,19 +85,22 @@ func serve(t *testing.T, more ...string) *server {
 			case "listening":
 				address = line.Public
 			case "model_ready":
-				ready <- address
+				if models--; models == 0 {
+					ready <- address
+				}
 			}
 		}
 		_ = started.command.Wait()
 	}()
 	select {
 	case started.address = <-ready:
+		return started, nil
 	case <-started.ended:
-		t.Fatal("the server ended at its start")
+		return nil, errors.New("the server ended at its start")
 	case <-time.After(30 * time.Second):
-		t.Fatal("the server did not become ready")
+		started.kill()
+		return nil, errors.New("the server did not become ready")
 	}
-	return started
 }
 
 func (s *server) kill() {
