@@ -8,6 +8,7 @@ UV := $(BIN)/uv
 GEN := build/gen-venv/bin
 UV_VERSION := 0.13.8
 WORKERS := $(shell nproc | awk '{print 2 * $$1 < 8 ? 2 * $$1 : 8}')# most tests wait more than they work
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo,)
 CARGO := $(shell command -v cargo 2>/dev/null)
 GO := $(shell command -v go 2>/dev/null)
 export UV_NO_PROGRESS = 1
@@ -128,6 +129,19 @@ dist: env ## Build the wheel and the source distribution, and look into them
 check: gen-check lint types $(if $(CARGO),native-check,) go-check dist test ## All that CI does
 	$(MAKE) demo
 	$(MAKE) demo DEMO="--wire grpc.aio"
+
+##@ Deployment
+
+build/envoy/forebay.binpb: deploy/envoy/http_rules.yaml tools/transcoding.py $(wildcard protos/forebay/v1/*.proto) | env
+	$(BIN)/python tools/transcoding.py $< $@
+
+.PHONY: envoy
+envoy: build/envoy/forebay.binpb ## Write the descriptor set by which Envoy serves REST/JSON
+
+.PHONY: browser
+browser: ## Install Debian's Chromium, for the tests that call from a page in a browser
+	command -v chromium >/dev/null || { $(SUDO) apt-get update -qq && \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
 
 ##@ Speed
 

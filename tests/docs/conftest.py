@@ -5,13 +5,17 @@ A comment before a fenced block says what becomes of it:
 * `<!-- file: NAME -->`: it is written to this file.
 * `<!-- serve -->`: a command that serves. It runs in the background until `<!-- stop -->`, the next one, or the end of
   the page, and is then stopped with SIGTERM, which must end it with 0. Later blocks find its process id in `$PID`.
+* `<!-- beside -->`: a command that runs beside the server, such as a proxy, until the end of the page. It is ready when
+  it takes connections at port 8080.
 * `<!-- run -->`: a shell or Python block that must succeed; `<!-- run: fails CODE -->`: one that must end so.
 * `<!-- output -->`: what the block before printed (stdout and stderr); `...` stands for anything.
 * `<!-- output: loose -->`: the same, but any number may stand for any other, and spaces may differ.
 
-The pages say `8500` for the port of callers and `8501` for that of probes; the tests use free ones.
+The pages say `8500` for the port of callers, `8501` for that of probes, and `8080` and `9901` for those of a proxy and
+its administration; the tests use free ones, in the files of `deploy/` as well.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -28,12 +32,13 @@ import pytest
 
 from examples.digits import train
 from forebay_client import Client, ForebayError
+from tools.transcoding import descriptor_set
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 _BLOCK = re.compile(
-    r"^<!-- (?P<what>file|serve|run|output|stop)(?:: (?P<how>[^>]+?))? -->\n"
+    r"^<!-- (?P<what>file|serve|beside|run|output|stop)(?:: (?P<how>[^>]+?))? -->\n"
     r"(?:\n?```(?P<language>\w*)\n(?P<text>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
@@ -68,8 +73,9 @@ class Script:
     def __init__(self, page: Path, folder: Path, cache: Path) -> None:
         self._page = page
         self._folder = folder
-        self._ports = {"8500": _free_port(), "8501": _free_port()}
+        self._ports = {port: _free_port() for port in ("8500", "8501", "8080", "9901")}
         self._server: subprocess.Popen[str] | None = None
+        self._beside: list[subprocess.Popen[str]] = []
         self._log = folder / ".server.log"
         self._environment = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -97,12 +103,21 @@ class Script:
                 case "serve":
                     self.stop()
                     self._serve(text, where)
+                case "beside":
+                    self._begin_beside(text, where)
                 case "stop":
                     self.stop()
                 case "run":
                     printed = self._run(block, text, where)
                 case "output":
                     self._compare(block, printed, where)
+
+    def deploy(self, source: Path) -> None:
+        """Copies the files of `deploy/`, with the ports of this page."""
+        for file in source.rglob("*.yaml"):
+            target = self._folder / "deploy" / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(self._ported(file.read_text()))
 
     def stop(self) -> None:
         """Stops the server, if one runs."""
@@ -115,9 +130,30 @@ class Script:
 
     def kill(self) -> None:
         """Leaves no process behind, whatever happened."""
-        if self._server is not None:
-            self._server.kill()
-            self._server.wait()
+        for process in [self._server, *self._beside]:
+            if process is not None:
+                process.kill()
+                process.wait()
+
+    def _begin_beside(self, command: str, where: str) -> None:
+        log = self._folder / ".beside.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                ["bash", "-c", f"exec {command.strip()}"],
+                cwd=self._folder,
+                env=self._environment,
+                stdout=file,
+                stderr=file,
+                text=True,
+            )
+        self._beside.append(process)
+        until = time.monotonic() + _START
+        while time.monotonic() < until:
+            assert process.poll() is None, f"{where}: it ended\n{log.read_text()}"
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(self._ports["8080"])), 1):
+                return
+            time.sleep(0.02)
+        pytest.fail(f"{where}: nothing listens\n{log.read_text()}")
 
     def _serve(self, command: str, where: str) -> None:
         with self._log.open("w") as log:
@@ -194,9 +230,12 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What pages find in the folder that they run in: the demo's model, a few of its images, examples, and clients."""
+    """What pages find in their folder: the demo's model, a few of its images, Envoy's descriptor set, examples, clients."""
     folder = tmp_path_factory.mktemp("clone")
     train(folder / "build" / "demo" / "digits.onnx")
+    (folder / "build" / "envoy").mkdir()
+    descriptors = descriptor_set(REPOSITORY / "deploy" / "envoy" / "http_rules.yaml")
+    (folder / "build" / "envoy" / "forebay.binpb").write_bytes(descriptors.SerializeToString())
     for name in ("examples", "go.mod", "go.sum", "gen", "clients"):
         (folder / name).symlink_to(REPOSITORY / name)
     return folder
@@ -216,5 +255,6 @@ def script(request: pytest.FixtureRequest, clone: Path, cache: Path, tmp_path: P
     for name in ("build", "examples", "go.mod", "go.sum", "gen", "clients"):
         (tmp_path / name).symlink_to(clone / name)
     made = Script(request.param, tmp_path, cache)
+    made.deploy(REPOSITORY / "deploy")
     yield made
     made.kill()
