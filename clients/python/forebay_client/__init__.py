@@ -49,7 +49,17 @@ from forebay_client._exceptions import (
     Violation,
 )
 from forebay_client._jobs import Job, JobState, Result, Webhook
-from forebay_client._models import BatchCost, Latency, Model, ModelStatistics, ModelVersion, Outcome, TensorSpec
+from forebay_client._models import (
+    BatchCost,
+    JobStatistics,
+    Latency,
+    Model,
+    ModelStatistics,
+    ModelVersion,
+    Outcome,
+    ServerStatistics,
+    TensorSpec,
+)
 from forebay_client._results import Health, Prediction, Timings
 from forebay_client._sync_stream import PredictionStream
 
@@ -80,6 +90,7 @@ __all__ = [
     "JobNotFinished",
     "JobNotFound",
     "JobState",
+    "JobStatistics",
     "Latency",
     "MessageTooLarge",
     "Model",
@@ -96,6 +107,7 @@ __all__ = [
     "PredictionStream",
     "QueueFull",
     "Result",
+    "ServerStatistics",
     "StoreFull",
     "StoreUnavailable",
     "TenantQuota",

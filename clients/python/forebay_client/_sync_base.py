@@ -13,7 +13,7 @@ from forebay_client import _errors, _plans
 from forebay_client._channel import MAX_MESSAGE_BYTES, Target, Tls
 from forebay_client._core import DEADLINE, Inputs, RequestBuilder, check_deadline
 from forebay_client._exceptions import ForebayError
-from forebay_client._models import Model, ModelStatistics
+from forebay_client._models import Model, ModelStatistics, ServerStatistics
 from forebay_client._results import Health
 
 T = TypeVar("T")
@@ -83,6 +83,14 @@ class BaseClient:
             ModelNotFound: There is no such model.
         """
         return self._carry_out(_plans.statistics(model, deadline))
+
+    def server_statistics(self, *, deadline: float = DEADLINE) -> ServerStatistics:
+        """What the server as a whole and the versions of all models have done, with the buckets of all durations.
+
+        Raises:
+            ForebayError: The server can't be asked.
+        """
+        return self._carry_out(_plans.server_statistics(deadline))
 
     def health(self, service: str = "", *, deadline: float = DEADLINE) -> Health:
         """The health of the server (empty), of a service by its full name, or of a model as `model/NAME`.

@@ -21,6 +21,7 @@ from forebay_server.services.intake import Intake
 from forebay_server.services.job_requests import JobDecoder
 from forebay_server.services.jobs import JobService
 from forebay_server.services.service import Outbox
+from forebay_server.services.statistics import JobFigures
 from forebay_server.services.status import status_bytes
 from forebay_server.services.submissions import Submissions
 from forebay_server.services.vitals import Vitals
@@ -117,6 +118,10 @@ class Jobs:
     def look_after(self, vitals: Vitals) -> None:
         """Keeps the health of the service true."""
         vitals.able(service.NAME, able=self._keeper.healthy)
+
+    def figures(self) -> JobFigures:
+        """How the jobs fare."""
+        return JobFigures(store=self._store.name, available=self._keeper.healthy, states=self._desk.states())
 
     def drain(self) -> None:
         """Takes no more jobs and claims none, gives back what does not run yet, and answers who waits."""

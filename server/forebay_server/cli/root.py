@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "cancel": "forebay_server.cli.jobs:cancel",
     "jobs": "forebay_server.cli.jobs:jobs",
     "models": "forebay_server.cli.models:models",
+    "top": "forebay_server.cli.top:top",
     "health": "forebay_server.cli.health:health",
 }
 

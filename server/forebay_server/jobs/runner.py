@@ -253,6 +253,10 @@ class Runner:
         """Jobs that are claimed here, and whose end the store does not know."""
         return len(self._runs) + self._claims
 
+    def running(self) -> int:
+        """Jobs that are claimed here."""
+        return len(self._runs)
+
     def seconds(self, model: str, jobs: float) -> float | None:
         """About how long so many jobs of a model take here, after those in flight; None if it is not served here."""
         course = self._courses.get(model)
