@@ -121,7 +121,8 @@ class Jobs:
 
     def figures(self) -> JobFigures:
         """How the jobs fare."""
-        return JobFigures(store=self._store.name, available=self._keeper.healthy, states=self._desk.states())
+        states = {int(state): count for state, count in self._desk.states().items()}
+        return JobFigures(store=self._store.name, available=self._keeper.healthy, states=states)
 
     def drain(self) -> None:
         """Takes no more jobs and claims none, gives back what does not run yet, and answers who waits."""

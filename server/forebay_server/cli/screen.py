@@ -94,16 +94,18 @@ def screen(view: View, *, width: int, height: int, ramp: Ramp = BLOCKS) -> Text:
             break
         details.append(detail)
         left -= len(detail)
-    shown = {(model.model, model.version) for model in models[:rows]}
-    table = _table([model for model in view.models if (model.model, model.version) in shown], width, ramp)
-    if len(models) > rows > 0:
-        table[-1] = Text(f"and {len(models) - rows + 1} more with fewer requests", style="dim")
+    more = len(models) - rows
+    best = models[: rows - 1] if more > 0 else models  # a line is for the others
+    table = _table([model for model in view.models if model in best], width, ramp)
+    if more > 0:
+        table.append(Text(f"and {more + 1} more with fewer requests", style="dim"))
     body = [Text(""), *table, *(line for detail in details for line in detail)] if view.models else []
     lines = [*head, *body, *foot][:height]
     if view.lost_for is not None:
         for line in lines[1:]:
             line.stylize("dim")
     for line in lines:
+        line.rstrip()
         line.truncate(width)
     return Text("\n").join(lines)
 

@@ -193,7 +193,7 @@ def _model(
         compute=_quantiles([(now.compute_time, oldest.compute_time if oldest else None)]),
         rows_per_batch=sum(rows * count for rows, count in sizes.items()) / batches if batches else None,
         batch_sizes=_binned(sizes),
-        dispatches=_grown(now.dispatches, oldest.dispatches if oldest else {}),
+        dispatches=_grown(_reasons(now), _reasons(oldest) if oldest else {}),
         errors=_grown(_errors(now), _errors(oldest) if oldest else {}),
     )
 
@@ -217,6 +217,11 @@ def _errors(statistics: "ModelStatistics") -> dict[str, int]:
         for outcome in statistics.outcomes
         if outcome.code not in {"OK", "CANCELLED"}
     }
+
+
+def _reasons(statistics: "ModelStatistics") -> dict[str, int]:
+    """Batches by why they started."""
+    return {str(reason): batches for reason, batches in statistics.dispatches.items()}
 
 
 def _total(rates: Iterable[float | None]) -> float | None:

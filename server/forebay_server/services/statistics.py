@@ -76,7 +76,10 @@ class Durations(Protocol):
 
     count: int
     sum: float
-    counts: Sequence[int]
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """How many fell into each bucket."""
 
     def quantiles(self, fractions: Iterable[float]) -> list[float]:
         """Seconds for each fraction."""
