@@ -17,6 +17,7 @@ from forebay_server.models.catalogue import Catalogue
 from forebay_server.models.served import ModelState, Served
 from forebay_server.scheduling.runner import Runner
 from forebay_server.services import jobs as service
+from forebay_server.services.complaints import Complaints
 from forebay_server.services.intake import Intake
 from forebay_server.services.job_requests import JobDecoder
 from forebay_server.services.jobs import JobService
@@ -50,6 +51,7 @@ class Jobs:
         runner: Who runs requests.
         intake: Who makes them.
         outbox: Where answers go.
+        complaints: Told of calls that were refused.
         post: Has an action run in the dispatcher's thread.
         clock: Monotonic seconds.
 
@@ -70,6 +72,7 @@ class Jobs:
         runner: Runner,
         intake: Intake,
         outbox: Outbox,
+        complaints: Complaints,
         post: Callable[[Callable[[], None]], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -94,7 +97,12 @@ class Jobs:
             intake, default_ttl=settings.ttl_s, max_ttl=settings.max_ttl_s, allowed=self._sender.allowed
         )
         self.service = JobService(
-            self._desk, intake, submissions, outbox, max_send_bytes=limits.max_send_bytes
+            self._desk,
+            intake,
+            submissions,
+            outbox,
+            max_send_bytes=limits.max_send_bytes,
+            complaints=complaints,
         ).service()
         self.timed = (self._desk, self._keeper)
         self._catalogue = catalogue

@@ -20,6 +20,7 @@ from forebay_server.models.catalogue import Catalogue
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.policy import ModelKey
 from forebay_server.scheduling.runner import Runner
+from forebay_server.services.complaints import Complaints
 from forebay_server.services.health import HealthService
 from forebay_server.services.inference import InferenceService
 from forebay_server.services.intake import Intake
@@ -101,8 +102,13 @@ class Server:
             events=self._feed.events,
         )
         limits = wire_limits(config)
+        self._complaints = Complaints(clock)
         self._inference = InferenceService(
-            intake, outbox, stream_window=config.limits.stream_window, max_send_bytes=limits.max_send_bytes
+            intake,
+            outbox,
+            stream_window=config.limits.stream_window,
+            max_send_bytes=limits.max_send_bytes,
+            complaints=self._complaints,
         )
         inference = self._inference.service()
         accounts = Accounts(core.figures, lambda key: self._hosting.costs[key].points(), self._statistics, clock)
@@ -118,6 +124,7 @@ class Server:
                 runner=self._runner,
                 intake=intake,
                 outbox=outbox,
+                complaints=self._complaints,
                 post=self._post,
                 clock=clock,
             )
@@ -149,7 +156,7 @@ class Server:
             runner=self._runner,
             endpoints=endpoints,
             outbox=outbox,
-            flushes=[self._inference.flush, self._feed.flush, self._look_after_jobs],
+            flushes=[self._inference.flush, self._feed.flush, self._look_after_jobs, self._complaints.flush],
             timed=self._jobs.timed if self._jobs is not None else (),
             watchdog=config.server.watchdog_s or None,
             held_bytes=lambda held: setattr(core, "external_bytes", held),
@@ -285,6 +292,7 @@ class Server:
         if self._jobs is not None:
             self._jobs.close()
         self._dispatcher.stop()
+        self._complaints.close()
         self._wire.close(CLOSE_GRACE)
         self._hosting.close()
 

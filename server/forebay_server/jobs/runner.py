@@ -445,6 +445,14 @@ class Runner:
             pause = 0.0
         answer = verdict(error, attempt=run.job.attempt, max_attempts=self._max_attempts, pause=pause)
         if isinstance(answer, End):
+            _log.warning(
+                "job_failed",
+                job=run.job.id,
+                model=run.job.model,
+                state=answer.state.name,
+                reason=error.reason,
+                error_id=getattr(error, "error_id", ""),
+            )
             self._finish(run, answer.state, self._encode_error(error), run.version)
             return
         if answer.blocked and course.resume_at <= now:
