@@ -1,7 +1,8 @@
 """How log lines look, which of them are written, and who writes them. Set up once, by `app.serve`.
 
-For people on a terminal, as JSON elsewhere. A storm of warnings of one kind is sampled (`telemetry.sampling`); lines are
-written by a thread of their own (`app.log_writer`). Tracebacks have no local variables: those hold what callers sent.
+For people on a terminal, as JSON elsewhere. A storm of warnings of one kind is sampled (`telemetry.sampling`); lines
+are written by a thread of their own (`app.log_writer`). Tracebacks have no local variables: those hold what callers
+sent.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Writes log lines in a thread of its own, so that nobody who logs waits for whoever reads.
 
-A pipe that nobody empties blocks its writer for ever; the dispatcher must not be that writer. Lines wait in a queue of at
-most `MOST_LINES` and `MOST_BYTES`; what finds it full is dropped, and counted by the next line that is written.
+A pipe that nobody empties blocks its writer for ever; the dispatcher must not be that writer. Lines wait in a queue of
+at most `MOST_LINES` and `MOST_BYTES`; what finds it full is dropped, and a line at its place says how many there were.
 """
 
 import os
@@ -36,6 +36,9 @@ class LineWriter:
         self._idle.set()
         self._closing = False
         self._untold = 0
+        """Dropped lines that no line has told yet."""
+        self._ahead = 0
+        """Lines in the queue that came before the first of them."""
         self._thread = threading.Thread(target=self._run, name="forebay-log", daemon=True)
         self.on_idle: Callable[[bool], None] = lambda _at_once: None
         """Called by the thread, with False, when there was nothing to write for a while; by `close`, with True."""
@@ -51,6 +54,8 @@ class LineWriter:
         data = line.encode("utf-8", "backslashreplace") + b"\n"
         with self._lock:
             if len(self._lines) >= MOST_LINES or self._bytes + len(data) > MOST_BYTES:
+                if not self._untold:
+                    self._ahead = len(self._lines)
                 self.dropped += 1
                 self._untold += 1
                 return
@@ -86,15 +91,16 @@ class LineWriter:
                 self.on_idle(False)
 
     def _take(self) -> bytes:
-        """The next line, with a word about those that were dropped before it; nothing if there is none."""
+        """The next line, or a word about those that were dropped at its place; nothing if there is none."""
         with self._lock:
             self._woken.clear()
-            if self._untold:
+            if self._untold and not self._ahead:
                 untold, self._untold = self._untold, 0
                 return self._say_dropped(untold).encode() + b"\n"
             if self._lines:
                 data = self._lines.popleft()
                 self._bytes -= len(data)
+                self._ahead = max(0, self._ahead - 1)
                 return data
             self._idle.set()
             return b""

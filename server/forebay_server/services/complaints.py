@@ -1,8 +1,8 @@
 """A log line for a request that was refused or has failed: at most one each, and few of many.
 
-What a line says: method, model, code and reason, and the ids by which the caller knows the request: its own, and that of
-its trace. What it never says: anything else that the caller sent, and any text. An INTERNAL error has no line here: it
-has one where it arose, under its error id (`status.internal`, `scheduling.execution`).
+What a line says: method, model, code and reason, and the ids by which the caller knows the request: its own, and that
+of its trace. What it never says: anything else that the caller sent, and any text. An INTERNAL error has no line here:
+it has one where it arose, under its error id (`status.internal`, `scheduling.execution`).
 
 Used by the dispatcher. A line that is left out costs a third of a microsecond.
 """

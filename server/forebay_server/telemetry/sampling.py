@@ -1,8 +1,8 @@
-"""Few lines of many: how many log lines of a kind are written in a storm, and how many were not. Pure, with `now` given.
+"""Few lines of many: how many log lines of a kind are written in a storm, and how many were not. Pure; `now` is given.
 
-Each kind has a bucket of `burst` lines that fills up again at `rate` lines a second. What finds it empty is counted, and
-the next line of its kind that is written says how many there were; so the lines and what they say add up to all there
-was. `settle` gives out what no later line has told.
+Each kind has a bucket of `burst` lines that fills up again at `rate` lines a second. What finds it empty is counted,
+and the next line of its kind that is written says how many there were; so the lines and what they say add up to all
+there was. `settle` gives out what no later line has told.
 """
 
 from math import inf
