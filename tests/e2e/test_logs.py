@@ -22,7 +22,7 @@ from tests.e2e.conftest import eventually, request_of, row
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
-SECRET = "hunter2-canary-of-the-log"
+SECRET = "hunter2-canary-1"  # 16 bytes, a row of the model
 
 FAILING = """
 from forebay_server.engines.python import model
@@ -33,6 +33,15 @@ def predict(x):
         held = x.tobytes()
         raise ValueError("the model's own words")
     return x * 1
+"""
+
+
+WEBHOOKS = """
+[jobs.webhooks]
+allow = ["https://hooks.example.com/"]
+
+[jobs.webhooks.secrets]
+first = "env:HOOK_SECRET"
 """
 
 
@@ -131,18 +140,17 @@ def test_an_internal_error_is_found_by_its_id(process, call, tmp_path):
 @pytest.mark.parametrize("style", ["json", "text"])
 def test_secrets_are_in_no_line_and_no_error(process, call, tmp_path, style):
     """Not from metadata, payloads, parameters or settings; what is told on purpose is found in the same lines."""
-    secret = tmp_path / "secret"
-    secret.write_text(f"whsec_{SECRET}")
+    (tmp_path / "settings.toml").write_text(WEBHOOKS)
     (tmp_path / "failing.py").write_text(FAILING)
     server = process(
         *(f"python:{tmp_path / 'failing.py'}:predict", "--name", "failing", "--jobs", "memory"),
-        *("--set", "log.level=debug", "--set", f"log.format={style}"),
-        environment={"FOREBAY_SECRET_CANARY": SECRET},
+        *("--config", str(tmp_path / "settings.toml"), "--set", "log.level=debug", "--set", f"log.format={style}"),
+        environment={"HOOK_SECRET": f"{SECRET}{SECRET}"},
     )
     eventually(lambda: "model_ready" in server.stderr or server.popen.poll() is not None, "ready", 30)
     address = re.search(r"127\.0\.0\.1:\d+", server.stderr)[0]
     metadata = [("authorization", f"Bearer {SECRET}"), ("x-secret-bin", SECRET.encode()), ("traceparent", TRACEPARENT)]
-    payload = np.frombuffer(SECRET.encode()[:16], "<f4").copy()
+    payload = np.frombuffer(SECRET.encode(), "<f4").copy()
     texts = []
     with grpc.insecure_channel(address) as channel:
         predict = channel.unary_unary("/forebay.v1.InferenceService/Predict")
