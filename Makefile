@@ -143,6 +143,10 @@ bench: env loadgen ## Measure everything beside other servers (half an hour, two
 bench-quick: env loadgen ## The same in two minutes, for a first look
 	$(BIN)/python -m bench.run --quick $(BENCH)
 
+.PHONY: pictures
+pictures: env ## Draw the screens in docs/images from a real run
+	$(BIN)/python -m bench.top_picture
+
 build/forebay.binpb: build/googleapis $(wildcard protos/forebay/v1/*.proto) ## The contract as a descriptor set, for ghz
 	$(GEN)/buf build --output $@
 
