@@ -61,7 +61,7 @@ $(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.installed
 
 .PHONY: lock
 lock: $(UV) ## Resolve into constraints.txt; LOCK=--upgrade for the newest versions of all
-	$(UV) pip compile --quiet --python $(BIN)/python $(LOCK) --extra onnx --extra otel --extra postgres --extra webhooks --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o constraints.txt
+	$(UV) pip compile --quiet --python $(BIN)/python $(LOCK) --extra images --extra onnx --extra otel --extra postgres --extra webhooks --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o constraints.txt
 
 ##@ The contract
 
@@ -162,6 +162,10 @@ bench: env loadgen ## Measure everything beside other servers (half an hour, two
 .PHONY: bench-quick
 bench-quick: env loadgen ## The same in two minutes, for a first look
 	$(BIN)/python -m bench.run --quick $(BENCH)
+
+.PHONY: pictures
+pictures: env ## Draw the screens in docs/images from a real run
+	$(BIN)/python -m bench.top_picture
 
 build/forebay.binpb: build/googleapis $(wildcard protos/forebay/v1/*.proto) ## The contract as a descriptor set, for ghz
 	$(GEN)/buf build --output $@

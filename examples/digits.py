@@ -1,6 +1,6 @@
 """The whole of Forebay in a minute: train a digit classifier, serve it, and call it from many callers at once.
 
-    python examples/digits.py [--wire native|grpc.aio]
+    python examples/digits.py [--wire native|grpc.aio] [--watch SECONDS]
 
 Trains on scikit-learn's bundled images of handwritten digits, exports to ONNX, starts `forebay serve` in its own
 process, and sends the held-out images through `Predict` and `StreamPredict`; then hands them over as jobs, kills the
@@ -109,7 +109,8 @@ def served(model: Path, wire: str) -> Iterator[Server]:
     """Runs a server, and stops it gracefully."""
     server = Server(model, wire)
     console.print(f"[dim]$ forebay {' '.join(server.arguments)}[/]")
-    console.print(f"serving after {server.start_seconds:.2f} s\n")
+    console.print(f"serving after {server.start_seconds:.2f} s")
+    console.print(f"[dim]watch it in another terminal:[/] forebay top --address {server.address}\n")
     try:
         yield server
     finally:
@@ -247,6 +248,9 @@ def main() -> None:
     """Runs the demo; its exit code says whether every answer was right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wire", choices=("auto", "native", "grpc.aio"), default="auto", help="the gRPC front end")
+    parser.add_argument(
+        "--watch", type=float, default=0.0, metavar="SECONDS", help="go on calling for so long, to be watched"
+    )
     arguments = parser.parse_args()
     model = Path(__file__).parent.parent / "build" / "demo" / "digits.onnx"
 
@@ -267,6 +271,10 @@ def main() -> None:
             f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
         )
         console.print(f"  accuracy {accuracy:.1%}, every answer equal to the model's own\n")
+
+        until = time.perf_counter() + arguments.watch
+        while time.perf_counter() < until:
+            check(asyncio.run(call_concurrently(server.address, images))[0], labels, probabilities)
 
         began = time.perf_counter()
         order = np.tile(np.arange(len(images)), REPEATS)

@@ -21,10 +21,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from forebay.v1 import (
     inference_pb2,
     inference_service_pb2_grpc,
+    job_pb2,
     job_service_pb2_grpc,
     model_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
+    statistics_pb2,
     tensor_pb2,
 )
 from forebay_client import AsyncClient, Client, ForebayError
@@ -234,7 +236,32 @@ class Server(health_pb2_grpc.HealthServicer):
         statistics.request_time.CopyFrom(
             model_pb2.LatencySummary(count=10, sum_nanos=10**9, p50_nanos=10**8, p90_nanos=2 * 10**8, p99_nanos=10**9)
         )
-        return model_service_pb2.GetStatisticsResponse(statistics=[statistics])
+        response = model_service_pb2.GetStatisticsResponse(statistics=[statistics])
+        if request.buckets:
+            response.statistics[0].MergeFrom(
+                model_pb2.ModelStatistics(
+                    state=model_pb2.MODEL_STATE_READY,
+                    engine="synthetic",
+                    instances=2,
+                    usable_instances=1,
+                    running_batches=1,
+                    busy_nanos=2_500_000_000,
+                )
+            )
+            response.statistics[0].request_time.buckets.MergeFrom(
+                model_pb2.DurationBuckets(smallest_nanos=1_000_000, growth=2.0, first=3, counts=[1, 0, 9])
+            )
+            response.server.start_time.FromSeconds(1_700_000_000)
+            response.server.MergeFrom(
+                statistics_pb2.ServerStatistics(
+                    uptime_nanos=12_500_000_000, release="1.2.3", front_end="native", draining=True, held_bytes=7
+                )
+            )
+            response.server.jobs.store = "sqlite"
+            response.server.jobs.available = True
+            response.server.jobs.states.add(state=job_pb2.JOB_STATE_PENDING, jobs=4)
+            response.server.jobs.states.add(state=77, jobs=1)  # of a newer server
+        return response
 
     # --- Health ---
 

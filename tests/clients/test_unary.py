@@ -10,7 +10,7 @@ import pytest
 
 import forebay_client
 from forebay.v1 import tensor_pb2
-from forebay_client import Health
+from forebay_client import Health, JobState, JobStatistics
 
 ROW = np.array([[1.0, 2.0]], np.float32)
 
@@ -285,6 +285,24 @@ def test_a_version_is_found_by_number_or_label(client, version, found):
     result = client.model("double").find(version)
 
     assert found == (result.version if result is not None else None)
+
+
+def test_statistics_of_a_server_are_read(client):
+    """The server, its jobs, its models, and the buckets of durations by their upper bounds in seconds."""
+    found = client.server_statistics()
+    (figures,) = found.models
+
+    assert found.start_time == dt.datetime(2023, 11, 14, 22, 13, 20, tzinfo=dt.UTC)
+    assert (found.uptime, found.release, found.front_end) == (12.5, "1.2.3", "native")
+    assert (found.draining, found.held_bytes) == (True, 7)
+    assert found.jobs == JobStatistics(
+        store="sqlite", available=True, states={JobState.PENDING: 4, JobState.UNKNOWN: 1}
+    )
+    assert (figures.state, figures.engine, figures.busy) == ("ready", "synthetic", 2.5)
+    assert (figures.instances, figures.usable_instances, figures.running_batches) == (2, 1, 1)
+    assert figures.request_time.growth == 2.0
+    assert figures.request_time.buckets == pytest.approx({0.008: 1, 0.032: 9})
+    assert figures.queue_time.buckets == {}
 
 
 def test_statistics_are_read(client):

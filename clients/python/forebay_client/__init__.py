@@ -51,7 +51,17 @@ from forebay_client._exceptions import (
 )
 from forebay_client._images import encode_image
 from forebay_client._jobs import Job, JobState, Result, Webhook
-from forebay_client._models import BatchCost, Latency, Model, ModelStatistics, ModelVersion, Outcome, TensorSpec
+from forebay_client._models import (
+    BatchCost,
+    JobStatistics,
+    Latency,
+    Model,
+    ModelStatistics,
+    ModelVersion,
+    Outcome,
+    ServerStatistics,
+    TensorSpec,
+)
 from forebay_client._results import Health, Prediction, Timings
 from forebay_client._retries import Retry
 from forebay_client._stream import StreamOptions
@@ -87,6 +97,7 @@ __all__ = [
     "JobNotFinished",
     "JobNotFound",
     "JobState",
+    "JobStatistics",
     "Latency",
     "MessageTooLarge",
     "Model",
@@ -104,6 +115,7 @@ __all__ = [
     "QueueFull",
     "Result",
     "Retry",
+    "ServerStatistics",
     "StoreFull",
     "StoreUnavailable",
     "StreamOptions",

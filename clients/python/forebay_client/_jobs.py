@@ -101,7 +101,7 @@ def read_job(message: job_pb2.Job) -> Job:
     waits = pending and message.HasField("estimated_wait")
     return Job(
         id=message.id,
-        state=_read_state(message.state),
+        state=read_state(message.state),
         model=message.model,
         version=message.version,
         attempt=message.attempt,
@@ -160,7 +160,8 @@ def list_request(
     )
 
 
-def _read_state(number: int) -> JobState:
+def read_state(number: int) -> JobState:
+    """A state from its number."""
     try:
         return JobState(job_pb2.JobState.Name(job_pb2.JobState.ValueType(number)).removeprefix("JOB_STATE_"))
     except ValueError:

@@ -5,12 +5,13 @@ Times are seconds and instants `datetime` in UTC.
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import numpy as np
 
-from forebay.v1 import inference_pb2, model_pb2, tensor_pb2
+from forebay.v1 import inference_pb2, model_pb2, model_service_pb2, tensor_pb2
+from forebay_client._jobs import JobState, read_state
 from forebay_client._results import DispatchReason
 from forebay_client._tensors import DTYPES
 
@@ -83,6 +84,10 @@ class Latency:
     p50: float
     p90: float
     p99: float
+    buckets: Mapping[float, int] = field(default_factory=dict)
+    """How many took at most so many seconds, and more than `growth` times less; empty unless it was asked for."""
+    growth: float = 1.0
+    """By how much each bound of a bucket is larger than the one before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +134,47 @@ class ModelStatistics:
     """Of waiting and running requests, now."""
     wait_margin: float
     """How much longer batches wait than was predicted, as a factor."""
+    state: State
+    engine: str
+    instances: int
+    """Engine instances; 0 if none was made yet."""
+    usable_instances: int
+    """Those that are neither stuck nor lost."""
+    running_batches: int
+    busy: float
+    """For how many seconds instances have been busy, all together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatistics:
+    """The durable jobs that a server knows of, over all tenants."""
+
+    store: str
+    """`sqlite`, `postgresql` or `memory`."""
+    available: bool
+    """Whether the store answers."""
+    states: Mapping[JobState, int]
+    """What waits in the store, what this server has claimed, and what has ended through it since it started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatistics:
+    """What a server and its models have done since it started, and what they do now."""
+
+    start_time: dt.datetime
+    """If it differs between two answers, they are from two processes, and counts began at zero in between."""
+    uptime: float
+    """Seconds, by a clock that nobody sets: rates are differences of counts over differences of this."""
+    release: str
+    front_end: str
+    """`native` or `grpc.aio`."""
+    draining: bool
+    held_bytes: int
+    """Held for requests now, over all models."""
+    jobs: JobStatistics | None
+    """None if the server takes no jobs."""
+    models: tuple[ModelStatistics, ...]
+    """Each version of each model, by name and newest version first."""
 
 
 def dispatch_reason(number: int) -> DispatchReason:
@@ -201,11 +247,47 @@ def read_statistics(message: model_pb2.ModelStatistics) -> ModelStatistics:
         queued_rows=message.queued_rows,
         held_bytes=message.held_bytes,
         wait_margin=message.wait_margin,
+        state=cast("State", _enum_name(model_pb2.ModelState, message.state, "MODEL_STATE_")),
+        engine=message.engine,
+        instances=message.instances,
+        usable_instances=message.usable_instances,
+        running_batches=message.running_batches,
+        busy=message.busy_nanos / 1e9,
+    )
+
+
+def read_server(message: model_service_pb2.GetStatisticsResponse) -> ServerStatistics:
+    """Statistics of a server from the response that has them."""
+    server = message.server
+    jobs = None
+    if server.HasField("jobs"):
+        jobs = JobStatistics(
+            store=server.jobs.store,
+            available=server.jobs.available,
+            states={read_state(count.state): count.jobs for count in server.jobs.states},
+        )
+    return ServerStatistics(
+        start_time=server.start_time.ToDatetime(dt.UTC),
+        uptime=server.uptime_nanos / 1e9,
+        release=server.release,
+        front_end=server.front_end,
+        draining=server.draining,
+        held_bytes=server.held_bytes,
+        jobs=jobs,
+        models=tuple(map(read_statistics, message.statistics)),
     )
 
 
 def _read_latency(message: model_pb2.LatencySummary) -> Latency:
+    buckets = message.buckets
+    smallest = buckets.smallest_nanos / 1e9
+    # Each bound is worked out alone: it is a key, and has to be the same in every answer.
+    counts = {
+        smallest * buckets.growth**place: count for place, count in enumerate(buckets.counts, buckets.first) if count
+    }
     return Latency(
+        buckets=counts,
+        growth=buckets.growth or 1.0,
         count=message.count,
         total=message.sum_nanos / 1e9,
         p50=message.p50_nanos / 1e9,

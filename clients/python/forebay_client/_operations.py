@@ -18,7 +18,7 @@ from forebay_client._core import (
 )
 from forebay_client._exceptions import InvalidRequest, NotFound
 from forebay_client._jobs import PAGE_SIZE, Job, JobState, Result, Seconds, Webhook, job_id, list_request
-from forebay_client._models import Model, ModelStatistics
+from forebay_client._models import Model, ModelStatistics, ServerStatistics
 from forebay_client._results import Health, Prediction
 from forebay_client._retries import Budget, Retry, retried
 from forebay_client._steps import Plan, Series
@@ -183,6 +183,15 @@ class Operations:
             ModelNotFound: There is no such model.
         """
         return _plans.statistics(model, check_deadline(deadline))
+
+    @Operation
+    def server_statistics(self, *, deadline: float = DEADLINE) -> Plan[ServerStatistics]:
+        """What the server as a whole and the versions of all models have done, with the buckets of all durations.
+
+        Raises:
+            ForebayError: The server can't be asked.
+        """
+        return _plans.server_statistics(check_deadline(deadline))
 
     @Operation
     def health(self, service: str = "", *, deadline: float = DEADLINE) -> Plan[Health]:

@@ -15,7 +15,14 @@ from grpc_health.v1 import health_pb2
 from forebay.v1 import inference_pb2, model_service_pb2
 from forebay_client._core import Inputs, RequestBuilder, only_input
 from forebay_client._exceptions import NotFound, Unavailable
-from forebay_client._models import Model, ModelStatistics, read_model, read_statistics
+from forebay_client._models import (
+    Model,
+    ModelStatistics,
+    ServerStatistics,
+    read_model,
+    read_server,
+    read_statistics,
+)
 from forebay_client._results import Health
 from forebay_client._retries import Pauses
 from forebay_client._steps import Call, Chance, Clock, Pause, Plan
@@ -85,6 +92,12 @@ def statistics(name: str, deadline: float) -> Plan[list[ModelStatistics]]:
     """What the versions of a model, or of all, have done."""
     response = yield Call("GetStatistics", model_service_pb2.GetStatisticsRequest(model=name), deadline)
     return list(map(read_statistics, response.statistics))
+
+
+def server_statistics(deadline: float) -> Plan[ServerStatistics]:
+    """What the server as a whole and all versions have done."""
+    request = model_service_pb2.GetStatisticsRequest(buckets=True)
+    return read_server((yield Call("GetStatistics", request, deadline)))
 
 
 def health(service: str, deadline: float) -> Plan[Health]:

@@ -17,10 +17,12 @@ from forebay_server.models.catalogue import Catalogue
 from forebay_server.models.served import ModelState, Served
 from forebay_server.scheduling.runner import Runner
 from forebay_server.services import jobs as service
+from forebay_server.services.complaints import Complaints
 from forebay_server.services.intake import Intake
 from forebay_server.services.job_requests import JobDecoder
 from forebay_server.services.jobs import JobService
 from forebay_server.services.service import Outbox
+from forebay_server.services.statistics import JobFigures
 from forebay_server.services.status import status_bytes
 from forebay_server.services.submissions import Submissions
 from forebay_server.services.vitals import Vitals
@@ -49,6 +51,7 @@ class Jobs:
         runner: Who runs requests.
         intake: Who makes them.
         outbox: Where answers go.
+        complaints: Told of calls that were refused.
         post: Has an action run in the dispatcher's thread.
         clock: Monotonic seconds.
 
@@ -69,6 +72,7 @@ class Jobs:
         runner: Runner,
         intake: Intake,
         outbox: Outbox,
+        complaints: Complaints,
         post: Callable[[Callable[[], None]], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -93,7 +97,12 @@ class Jobs:
             intake, default_ttl=settings.ttl_s, max_ttl=settings.max_ttl_s, allowed=self._sender.allowed
         )
         self.service = JobService(
-            self._desk, intake, submissions, outbox, max_send_bytes=limits.max_send_bytes
+            self._desk,
+            intake,
+            submissions,
+            outbox,
+            max_send_bytes=limits.max_send_bytes,
+            complaints=complaints,
         ).service()
         self.timed = (self._desk, self._keeper)
         self._catalogue = catalogue
@@ -117,6 +126,11 @@ class Jobs:
     def look_after(self, vitals: Vitals) -> None:
         """Keeps the health of the service true."""
         vitals.able(service.NAME, able=self._keeper.healthy)
+
+    def figures(self) -> JobFigures:
+        """How the jobs fare."""
+        states = {int(state): count for state, count in self._desk.states().items()}
+        return JobFigures(store=self._store.name, available=self._keeper.healthy, states=states)
 
     def drain(self) -> None:
         """Takes no more jobs and claims none, gives back what does not run yet, and answers who waits."""

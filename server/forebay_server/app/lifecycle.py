@@ -10,6 +10,7 @@ import structlog
 
 from forebay_server.app.jobs import StoreNotOpened
 from forebay_server.app.log import configure_logging
+from forebay_server.app.log_writer import LineWriter
 from forebay_server.app.server import Server
 from forebay_server.config.tree import Config
 from forebay_server.errors import ConfigError
@@ -37,7 +38,14 @@ def serve(config: Config) -> int:
     Raises:
         ConfigError: An address is taken, a certificate can't be read, ...
     """
-    configure_logging(config.log)
+    writer = configure_logging(config.log)
+    try:
+        return _serve(config, writer)
+    finally:
+        writer.close()
+
+
+def _serve(config: Config, writer: LineWriter) -> int:
     stop = threading.Event()
     server = Server(config, on_failed_start=lambda _message: stop.set(), on_fault=stop.set)
     received: list[int] = []
@@ -61,13 +69,13 @@ def serve(config: Config) -> int:
         try:
             server.start()
         except StoreNotOpened as error:
-            _say(str(error))
+            _say(str(error), writer)
             return EXIT_FAILED
         stop.wait()
         if not received:
             server.close()
             failure = server.start_failure
-            _say(failure or "a fault ended the server; the log says which")
+            _say(failure or "a fault ended the server; the log says which", writer)
             return EXIT_FAILED if failure else EXIT_FAULT
         _log.info("draining", signal=signal.Signals(received[0]).name)
         left = server.drain()
@@ -78,8 +86,9 @@ def serve(config: Config) -> int:
             signal.signal(number, handler)
 
 
-def _say(sentence: str) -> None:
-    """The command's one sentence."""
+def _say(sentence: str, writer: LineWriter) -> None:
+    """The command's one sentence, after the log's lines."""
+    writer.flush()
     print(f"forebay: {sentence}", file=sys.stderr)  # noqa: T201 - see above
 
 

@@ -7,6 +7,7 @@ methods may be called from any thread but the dispatcher's.
 import threading
 import time
 from collections.abc import Callable
+from importlib import metadata
 
 import structlog
 
@@ -19,12 +20,14 @@ from forebay_server.models.catalogue import Catalogue
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.policy import ModelKey
 from forebay_server.scheduling.runner import Runner
+from forebay_server.services.complaints import Complaints
 from forebay_server.services.health import HealthService
 from forebay_server.services.inference import InferenceService
 from forebay_server.services.intake import Intake
 from forebay_server.services.models import ModelService
 from forebay_server.services.reflection import ReflectionService
 from forebay_server.services.service import Outbox, Service
+from forebay_server.services.statistics import Accounts, ServerFigures
 from forebay_server.services.status import CODE_NAMES, refusals
 from forebay_server.services.vitals import HealthBoard, Vitals
 from forebay_server.telemetry.feed import Feed
@@ -35,6 +38,7 @@ from forebay_server.wire.port import WireConfig
 CLOSE_GRACE = 5.0  # seconds for answers that are on their way out when everything else has ended
 CLOSE_PATIENCE = 10.0  # seconds for batches that run, and for the dispatcher to come to it
 SHORTEST_CALL = 1.0  # seconds that the dispatcher has for a question, however short the grace is
+RELEASE = metadata.version("forebay")
 DRAIN_POLL = 0.01  # seconds between looks at whether the last request has been answered
 
 _log = structlog.get_logger(__name__)
@@ -98,18 +102,18 @@ class Server:
             events=self._feed.events,
         )
         limits = wire_limits(config)
+        self._complaints = Complaints(clock)
         self._inference = InferenceService(
-            intake, outbox, stream_window=config.limits.stream_window, max_send_bytes=limits.max_send_bytes
+            intake,
+            outbox,
+            stream_window=config.limits.stream_window,
+            max_send_bytes=limits.max_send_bytes,
+            complaints=self._complaints,
         )
         inference = self._inference.service()
-        models = ModelService(
-            catalogue,
-            core.figures,
-            lambda key: self._hosting.costs[key].points(),
-            self._statistics,
-            outbox,
-            refresh=self._feed.absorb,
-        ).service()
+        accounts = Accounts(core.figures, lambda key: self._hosting.costs[key].points(), self._statistics, clock)
+        self._began, self._started = clock(), time.time()
+        models = ModelService(catalogue, accounts, self._figures, outbox, refresh=self._feed.absorb).service()
         health = HealthService(board, outbox, max_watchers=config.limits.watchers).service()
         offered: list[Service] = [inference, models, health]
         if config.jobs.store:
@@ -120,6 +124,7 @@ class Server:
                 runner=self._runner,
                 intake=intake,
                 outbox=outbox,
+                complaints=self._complaints,
                 post=self._post,
                 clock=clock,
             )
@@ -151,7 +156,7 @@ class Server:
             runner=self._runner,
             endpoints=endpoints,
             outbox=outbox,
-            flushes=[self._inference.flush, self._feed.flush, self._look_after_jobs],
+            flushes=[self._inference.flush, self._feed.flush, self._look_after_jobs, self._complaints.flush],
             timed=self._jobs.timed if self._jobs is not None else (),
             watchdog=config.server.watchdog_s or None,
             held_bytes=lambda held: setattr(core, "external_bytes", held),
@@ -201,6 +206,18 @@ class Server:
             ConfigError: They can't be used; the old ones stay.
         """
         self._wire.renew_certificates()
+
+    def _figures(self) -> ServerFigures:
+        core = self._runner.core
+        return ServerFigures(
+            started=self._started,
+            uptime=time.monotonic() - self._began,
+            release=RELEASE,
+            front_end=self.wire_name,
+            draining=self._vitals.draining,
+            held_bytes=core.held_bytes + core.external_bytes,
+            jobs=self._jobs.figures() if self._jobs is not None else None,
+        )
 
     def _look_after_jobs(self) -> None:
         if self._jobs is not None:
@@ -275,6 +292,7 @@ class Server:
         if self._jobs is not None:
             self._jobs.close()
         self._dispatcher.stop()
+        self._complaints.close()
         self._wire.close(CLOSE_GRACE)
         self._hosting.close()
 

@@ -18,6 +18,8 @@ COMMANDS: Final = {
     "cancel": "forebay_server.cli.jobs:cancel",
     "jobs": "forebay_server.cli.jobs:jobs",
     "models": "forebay_server.cli.models:models",
+    "top": "forebay_server.cli.top:top",
+    "profile": "forebay_server.cli.profile:profile",
     "health": "forebay_server.cli.health:health",
 }
 

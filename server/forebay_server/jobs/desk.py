@@ -85,6 +85,7 @@ class Desk:
         self._draining = False
         self._closed = False
         self._submitting = 0
+        self._ended = dict.fromkeys(sorted(FINAL), 0)
         self._expired = encode_error(DeadlineExpired(EXPIRED))
         self._crashed = encode_error(PayloadQuarantined(CRASHED))
         self._pending = Pending()
@@ -226,6 +227,10 @@ class Desk:
         operations = self._keeper.on_their_way() if self._keeper.healthy else 0
         return self._runner.in_flight() + operations + len(self._waiters)
 
+    def states(self) -> dict[JobState, int]:
+        """Jobs by state: what waits, as far as it is known here; what is claimed here; what has ended through here."""
+        return {JobState.PENDING: self._pending.total, JobState.RUNNING: self._runner.running(), **self._ended}
+
     def close(self) -> None:
         """Lets go of all claims. `Keeper.close` comes next, and writes what is still on its way."""
         if not self._closed:
@@ -279,12 +284,15 @@ class Desk:
 
     def _cancelled(self, done: Callable[[Job | ForebayError], None], outcome: Job | ForebayError) -> None:
         if isinstance(outcome, Job):
+            if outcome.state is JobState.CANCELLED:
+                self._ended[JobState.CANCELLED] += 1
             self._over(outcome, None)
         done(outcome)
 
     def _reaped(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             if job.state is JobState.EXPIRED:
+                self._ended[JobState.EXPIRED] += 1
                 self._over(job, self._expired)
             else:
                 self._tell(job, self._crashed if job.state is JobState.FAILED else None)
@@ -293,9 +301,14 @@ class Desk:
         """A job was given its end by somebody else than its run, or had it already."""
         if job.state in (JobState.CANCELLED, JobState.EXPIRED) and not self._runner.ended_elsewhere(job):
             self._upkeep.count()  # It may have waited.
-        self._tell(job, outcome)
+        self._pass_on(job, outcome)
 
     def _tell(self, job: Job, outcome: bytes | None) -> None:
+        if job.state in FINAL:
+            self._ended[job.state] += 1
+        self._pass_on(job, outcome)
+
+    def _pass_on(self, job: Job, outcome: bytes | None) -> None:
         self._waiters.tell(job, outcome)
         if job.state in FINAL:
             self._finished()

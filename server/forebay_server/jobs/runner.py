@@ -253,6 +253,10 @@ class Runner:
         """Jobs that are claimed here, and whose end the store does not know."""
         return len(self._runs) + self._claims
 
+    def running(self) -> int:
+        """Jobs that are claimed here."""
+        return len(self._runs)
+
     def seconds(self, model: str, jobs: float) -> float | None:
         """About how long so many jobs of a model take here, after those in flight; None if it is not served here."""
         course = self._courses.get(model)
@@ -441,6 +445,14 @@ class Runner:
             pause = 0.0
         answer = verdict(error, attempt=run.job.attempt, max_attempts=self._max_attempts, pause=pause)
         if isinstance(answer, End):
+            _log.warning(
+                "job_failed",
+                job=run.job.id,
+                model=run.job.model,
+                state=answer.state.name,
+                reason=error.reason,
+                error_id=getattr(error, "error_id", ""),
+            )
             self._finish(run, answer.state, self._encode_error(error), run.version)
             return
         if answer.blocked and course.resume_at <= now:

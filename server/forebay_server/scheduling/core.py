@@ -76,6 +76,8 @@ class ModelFigures(NamedTuple):
     instances: int
     usable_instances: int
     wait_margin: float
+    running_since: tuple[float, ...]
+    """When each batch that runs was given to its instance, monotonic seconds."""
 
 
 class Pace(NamedTuple):
@@ -462,14 +464,16 @@ class Core:
     def figures(self, key: ModelKey) -> ModelFigures:
         """What a model holds now. Raises KeyError if it is not served."""
         model = self._books.models[key]
+        running_since = tuple(slot.batch.dispatched for slot in model.slots if slot.batch is not None)
         return ModelFigures(
             queued_rows=model.rows,
             held_bytes=model.held_bytes,
-            running_batches=sum(slot.batch is not None for slot in model.slots),
+            running_batches=len(running_since),
             lanes=len(model.lanes),
             instances=len(model.slots),
             usable_instances=len(model.usable),
             wait_margin=model.margin,
+            running_since=running_since,
         )
 
 

@@ -15,24 +15,30 @@ from forebay_server import errors
 from forebay_server.errors import ForebayError
 from forebay_server.scheduling.request import Batch
 from forebay_server.services.codec import Outputs
+from forebay_server.services.complaints import Complaints
 from forebay_server.services.intake import Intake
 from forebay_server.services.pending import Inference
 from forebay_server.services.service import Endpoint, Outbox, Service
 from forebay_server.services.status import failure, internal
 from forebay_server.services.streams import Streams
-from forebay_server.wire.port import FAIL, RESPOND, Event, Method, MethodKind
+from forebay_server.wire.port import FAIL, RESPOND, Event, Metadata, Method, MethodKind
 
 NAME: str = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 """Asked of the contract, which thereby is known to reflection."""
 
-MALFORMED = failure(errors.InvalidRequest([("", "the message can't be parsed as a PredictRequest")]))
-DRAINING = failure(errors.Draining("the server is shutting down"))
+_MALFORMED = errors.InvalidRequest([("", "the message can't be parsed as a PredictRequest")])
+MALFORMED = failure(_MALFORMED)
+_DRAINING = errors.Draining("the server is shutting down")
+DRAINING = failure(_DRAINING)
 
 
 class UnaryInference(Inference):
     """A request of a unary call: `ident` is the call, `owner` the service."""
 
-    __slots__ = ()
+    __slots__ = ("metadata",)
+
+    metadata: Metadata | None
+    """Of the call."""
 
     def succeed(self, outputs: Outputs, start: int, batch: Batch) -> None:
         """Answers the call with the response."""
@@ -43,6 +49,7 @@ class UnaryInference(Inference):
             owner.outbox.append((RESPOND, call, self.response(outputs, start, batch, owner.clock)))
         except ForebayError as error:
             owner.outbox.append((FAIL, call, failure(error)))
+            owner.complaints.failed(error, "Predict", self, self.metadata)
         except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
             owner.outbox.append((FAIL, call, failure(internal(error, method="Predict"))))
 
@@ -51,6 +58,7 @@ class UnaryInference(Inference):
         owner = self.owner
         owner.calls.pop(self.ident, None)
         owner.outbox.append((FAIL, self.ident, failure(error)))
+        owner.complaints.failed(error, "Predict", self, self.metadata)
 
 
 class InferenceService:
@@ -61,17 +69,27 @@ class InferenceService:
         outbox: Where answers go.
         stream_window: Items in flight on one stream.
         max_send_bytes: The largest message that the wire sends.
+        complaints: Told of requests that were refused or have failed.
     """
 
     def __init__(
-        self, intake: Intake, outbox: Outbox, *, stream_window: int = 256, max_send_bytes: int = 16 << 20
+        self,
+        intake: Intake,
+        outbox: Outbox,
+        *,
+        stream_window: int = 256,
+        max_send_bytes: int = 16 << 20,
+        complaints: Complaints | None = None,
     ) -> None:
         self._intake = intake
         self.outbox = outbox
         self.clock = intake.clock
+        self.complaints = complaints or Complaints(intake.clock)
         self.calls: dict[int, UnaryInference] = {}
         """Unary calls that wait for their answer."""
-        self.streams = Streams(intake, outbox, window=stream_window, max_send_bytes=max_send_bytes)
+        self.streams = Streams(
+            intake, outbox, window=stream_window, max_send_bytes=max_send_bytes, complaints=self.complaints
+        )
         self.flush = self.streams.flush
         """Sends the results that streams have gathered. To be called at the end of each turn of the dispatcher."""
 
@@ -117,6 +135,7 @@ class InferenceService:
         intake = self._intake
         if intake.draining:
             self.outbox.append((FAIL, call, DRAINING))
+            self.complaints.refused(_DRAINING, "Predict", message=body, metadata=metadata)
             return
         now = self.clock()
         try:
@@ -130,18 +149,22 @@ class InferenceService:
                 message = _parse(body)
                 request = intake.build(UnaryInference, self, call, message, deadline, tenant, now)
                 intake.learn(body, message, request)
+            request.metadata = metadata
             if request.rows:
                 refusal = intake.admit(request, now)
                 if refusal is None:
                     self.calls[call] = request
                 else:
                     self.outbox.append((FAIL, call, failure(refusal)))
+                    self.complaints.refused(refusal, "Predict", request=request, metadata=metadata)
             else:
                 self.outbox.append((RESPOND, call, request.encoder.empty(request.tail)))
         except ForebayError as error:
             self.outbox.append((FAIL, call, failure(error)))
+            self.complaints.refused(error, "Predict", message=body, metadata=metadata)
         except DecodeError:
             self.outbox.append((FAIL, call, MALFORMED))
+            self.complaints.refused(_MALFORMED, "Predict", metadata=metadata)
         except Exception as error:  # noqa: BLE001 - nothing that one message does may stop the dispatcher
             self.outbox.append((FAIL, call, failure(internal(error, method="Predict"))))
 

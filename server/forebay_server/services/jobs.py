@@ -22,6 +22,7 @@ from forebay_server.errors import ForebayError, InvalidRequest, JobNotFound, Mes
 from forebay_server.jobs.states import FINAL, JobState
 from forebay_server.jobs.store import Found, Job, Page, Submit
 from forebay_server.services.codec import varint
+from forebay_server.services.complaints import Complaints
 from forebay_server.services.intake import Intake
 from forebay_server.services.job_messages import job_part, page_start, page_token, result
 from forebay_server.services.models import DEFAULT_PAGE, MAX_PAGE
@@ -96,16 +97,25 @@ class JobService:
         submissions: Reads what is handed in.
         outbox: Where answers go.
         max_send_bytes: The largest message that the wire sends.
+        complaints: Told of calls that were refused or have failed.
     """
 
     def __init__(
-        self, desk: Desk, intake: Intake, submissions: Submissions, outbox: Outbox, *, max_send_bytes: int = 16 << 20
+        self,
+        desk: Desk,
+        intake: Intake,
+        submissions: Submissions,
+        outbox: Outbox,
+        *,
+        max_send_bytes: int = 16 << 20,
+        complaints: Complaints | None = None,
     ) -> None:
         self.desk = desk
         self.outbox = outbox
         self._intake = intake
         self._submissions = submissions
         self._max_send_bytes = max_send_bytes
+        self._complaints = complaints or Complaints(intake.clock)
         self._waiting: dict[int, tuple[Any, Peer | None]] = {}
         """By call, what the desk calls a waiter, and who it is."""
         self._watches: dict[int, _Watch] = {}
@@ -266,6 +276,7 @@ class JobService:
         def done(outcome: Any) -> None:
             if isinstance(outcome, ForebayError):
                 outbox.append((FAIL, call, _failure(outcome)))
+                self._complaints.refused(outcome, method)
                 return
             try:
                 outbox.append((RESPOND, call, encode(outcome)))
@@ -284,15 +295,18 @@ class JobService:
     def _handler(self, method: str, work: Handler) -> Handler:
         """A handler that does some work, and answers with the error if that fails."""
         sentence = f"the message can't be parsed as a {method}Request"
-        malformed = failure(InvalidRequest([("", sentence)]))
+        unreadable = InvalidRequest([("", sentence)])
+        malformed = failure(unreadable)
 
         def handle(event: Event) -> None:
             try:
                 work(event)
             except ForebayError as error:
                 self.outbox.append((FAIL, event[1], _failure(error)))
+                self._complaints.refused(error, method, metadata=event[6])
             except DecodeError:
                 self.outbox.append((FAIL, event[1], malformed))
+                self._complaints.refused(unreadable, method, metadata=event[6])
             except Exception as error:  # noqa: BLE001 - nothing that one message does may stop the dispatcher
                 self.outbox.append((FAIL, event[1], failure(internal(error, method=method))))
 

@@ -1,13 +1,12 @@
 """`forebay.v1.ModelService`: what is served, and how it fares. Read only.
 
-Translates the catalogue, the scheduler's figures and the statistics into the contract's messages.
+Translates the catalogue into the contract's messages; `services.statistics` does it with figures.
 """
 
 import base64
 import binascii
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError, Message
@@ -17,7 +16,8 @@ from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
 from forebay_server.services.intake import Served
 from forebay_server.services.service import Endpoint, Outbox, Service
-from forebay_server.services.status import CODE_NAMES, failure, internal
+from forebay_server.services.statistics import Accounts, ServerFigures, server_statistics
+from forebay_server.services.status import failure, internal
 from forebay_server.services.validation import check_name
 from forebay_server.tensors import ModelSpec
 from forebay_server.wire.port import FAIL, RESPOND, Event, Method, MethodKind
@@ -25,8 +25,6 @@ from forebay_server.wire.port import FAIL, RESPOND, Event, Method, MethodKind
 NAME: Final[str] = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1000
-
-ModelKey = tuple[str, int]
 
 _BAD_TOKEN = "is not one that the server gave"  # noqa: S105 - no password
 
@@ -61,102 +59,13 @@ class Models(Protocol):
         """The version that a request without one gets; 0 if none is ready."""
 
 
-class CostPoint(Protocol):
-    """A measured point of a cost model; `scheduling.latency.Point`."""
-
-    @property
-    def bucket(self) -> Sequence[Sequence[int]]:
-        """The shapes of a row."""
-
-    @property
-    def rows(self) -> int:
-        """Rows in the batch."""
-
-    @property
-    def seconds(self) -> float:
-        """Time in the engine."""
-
-    @property
-    def corrections(self) -> int:
-        """Batches that have corrected it."""
-
-
-class Figures(Protocol):
-    """What a model version is doing now; `scheduling.core.ModelFigures`."""
-
-    @property
-    def queued_rows(self) -> int:
-        """Rows that wait."""
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of requests that wait or run."""
-
-    @property
-    def wait_margin(self) -> float:
-        """How much longer batches wait than predicted, as a factor."""
-
-
-class Durations(Protocol):
-    """A histogram; `telemetry.histogram.Histogram`."""
-
-    count: int
-    sum: float
-
-    def quantiles(self, fractions: Iterable[float]) -> list[float]:
-        """Seconds for each fraction."""
-
-
-class Done(Protocol):
-    """What a model version has done; `telemetry.statistics.ModelFigures`."""
-
-    @property
-    def outcomes(self) -> Mapping[str, int]:
-        """Requests by outcome."""
-
-    @property
-    def batch_sizes(self) -> Mapping[int, int]:
-        """Batches by rows."""
-
-    @property
-    def dispatches(self) -> Mapping[int, int]:
-        """Batches by the reason of their start."""
-
-    @property
-    def padded_rows(self) -> int:
-        """Rows of padding."""
-
-    @property
-    def queue_time(self) -> Durations:
-        """In the queue."""
-
-    @property
-    def compute_time(self) -> Durations:
-        """In the engine, per batch."""
-
-    @property
-    def request_time(self) -> Durations:
-        """From arrival to outcome."""
-
-
-class Statistics(Protocol):
-    """Who adds up; `telemetry.statistics.Statistics`."""
-
-    def of(self, key: ModelKey) -> Done:
-        """The figures of a model version."""
-
-    def code(self, outcome: str) -> str:
-        """The canonical name of the status code of an outcome."""
-
-
 class ModelService:
     """Models over gRPC.
 
     Args:
         models: The models.
-        figures: Gives what a model version is doing now; KeyError if the scheduler doesn't know it.
-        costs: Gives its cost model; KeyError if there is none.
-        statistics: What the models have done.
+        accounts: What they have done, and do.
+        server: How the server fares as a whole.
         outbox: Where answers go.
         refresh: Called before statistics are read, to take in what has happened since.
     """
@@ -164,16 +73,14 @@ class ModelService:
     def __init__(
         self,
         models: Models,
-        figures: Callable[[ModelKey], Figures],
-        costs: Callable[[ModelKey], Iterable[CostPoint]],
-        statistics: Statistics,
+        accounts: Accounts,
+        server: Callable[[], ServerFigures],
         outbox: Outbox,
         refresh: Callable[[], None] = lambda: None,
     ) -> None:
         self._models = models
-        self._figures = figures
-        self._costs = costs
-        self._statistics = statistics
+        self._accounts = accounts
+        self._server = server
         self._outbox = outbox
         self._refresh = refresh
 
@@ -222,7 +129,11 @@ class ModelService:
             versions = self._known(request.model)
         else:
             versions = [served for name in sorted(self._models.names()) for served in self._versions(name)]
-        return model_service_pb2.GetStatisticsResponse(statistics=[self._statistics_of(served) for served in versions])
+        of = self._accounts.of
+        return model_service_pb2.GetStatisticsResponse(
+            statistics=[of(served, buckets=request.buckets) for served in versions],
+            server=server_statistics(self._server()),
+        )
 
     def _versions(self, name: str) -> list[ServedModel]:
         return sorted(self._models.versions(name), key=lambda served: served.version, reverse=True)
@@ -246,44 +157,6 @@ class ModelService:
             labels=self._models.labels(name),
             default_version=self._models.default_version(name),
         )
-
-    def _statistics_of(self, served: ServedModel) -> model_pb2.ModelStatistics:
-        done = self._statistics.of(served.key)
-        message = model_pb2.ModelStatistics(
-            model=served.name,
-            version=served.version,
-            outcomes=[self._outcome(outcome, count) for outcome, count in sorted(done.outcomes.items())],
-            batch_sizes=[
-                model_pb2.BatchSizeCount(rows=rows, batches=count) for rows, count in sorted(done.batch_sizes.items())
-            ],
-            dispatches=[
-                model_pb2.DispatchCount(reason=reason, batches=count)  # type: ignore[arg-type]  # the contract's number
-                for reason, count in sorted(done.dispatches.items())
-            ],
-            padded_rows=done.padded_rows,
-            queue_time=_summary(done.queue_time),
-            compute_time=_summary(done.compute_time),
-            request_time=_summary(done.request_time),
-            wait_margin=1.0,
-        )
-        with suppress(KeyError):
-            now = self._figures(served.key)
-            message.queued_rows = now.queued_rows
-            message.held_bytes = now.held_bytes
-            message.wait_margin = now.wait_margin
-        with suppress(KeyError):
-            for point in self._costs(served.key):
-                message.costs.add(
-                    bucket=_bucket(point.bucket),
-                    rows=point.rows,
-                    predicted_nanos=round(point.seconds * 1e9),
-                    samples=point.corrections,
-                )
-        return message
-
-    def _outcome(self, outcome: str, count: int) -> model_pb2.OutcomeCount:
-        code = self._statistics.code(outcome)
-        return model_pb2.OutcomeCount(code=code, reason=outcome if outcome in CODE_NAMES else "", requests=count)
 
 
 class _Unary:
@@ -345,22 +218,6 @@ def _specs(spec: ModelSpec, tensors: Iterable[Any]) -> list[tensor_pb2.TensorSpe
         )
         for tensor in tensors
     ]
-
-
-def _summary(durations: Durations) -> model_pb2.LatencySummary:
-    p50, p90, p99 = durations.quantiles((0.5, 0.9, 0.99))
-    return model_pb2.LatencySummary(
-        count=durations.count,
-        sum_nanos=round(durations.sum * 1e9),
-        p50_nanos=round(p50 * 1e9),
-        p90_nanos=round(p90 * 1e9),
-        p99_nanos=round(p99 * 1e9),
-    )
-
-
-def _bucket(bucket: Sequence[Sequence[int]]) -> str:
-    """`3x224x224`; several inputs are separated by commas."""
-    return ",".join("x".join(map(str, shape)) for shape in bucket)
 
 
 def _token(name: str) -> str:

@@ -8,11 +8,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from forebay_server.errors import ForebayError
+from forebay_server.errors import ForebayError, MessageTooLarge
 from forebay_server.scheduling.request import Batch
 from forebay_server.services.codec import Outputs, error_part, result_part
+from forebay_server.services.complaints import Complaints
 from forebay_server.services.pending import Inference
 from forebay_server.services.status import internal, status_bytes
+from forebay_server.wire.port import Metadata
+
+TOO_LARGE = MessageTooLarge("the response is larger than a message may be")
+"""For the log."""
 
 
 class Keeper(Protocol):
@@ -24,6 +29,8 @@ class Keeper(Protocol):
     """Monotonic seconds."""
     max_response: int
     """Bytes of the largest response of an item."""
+    complaints: Complaints
+    """Told of items that have failed."""
     too_large: bytes
     """The serialized `google.rpc.Status` of an item whose response is larger."""
 
@@ -42,19 +49,22 @@ class ItemInference(Inference):
         try:
             response = self.response(outputs, start, batch, stream.service.clock)
         except ForebayError as error:
-            stream.settle(self, error_part(self.ident, status_bytes(error)))
+            self.fail(error)
             return
         except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
             stream.settle(self, error_part(self.ident, status_bytes(internal(error, method="StreamPredict"))))
             return
         if len(response) > stream.service.max_response:
             stream.settle(self, error_part(self.ident, stream.service.too_large))
+            stream.service.complaints.failed(TOO_LARGE, "StreamPredict", self, stream.metadata)
             return
         stream.settle(self, result_part(self.ident, response))
 
     def fail(self, error: ForebayError) -> None:
         """Adds the error to the stream's results."""
-        self.owner.settle(self, error_part(self.ident, status_bytes(error)))
+        stream = self.owner
+        stream.settle(self, error_part(self.ident, status_bytes(error)))
+        stream.service.complaints.failed(error, "StreamPredict", self, stream.metadata)
 
 
 class Stream:
@@ -70,6 +80,7 @@ class Stream:
         "half_closed",
         "last_bytes",
         "last_items",
+        "metadata",
         "order",
         "parked",
         "parked_bytes",
@@ -80,12 +91,21 @@ class Stream:
         "window",
     )
 
-    def __init__(self, service: "Keeper", call: int, deadline: float, tenant: str, window: int) -> None:
+    def __init__(
+        self,
+        service: "Keeper",
+        call: int,
+        deadline: float,
+        tenant: str,
+        window: int,
+        metadata: Metadata | None = None,
+    ) -> None:
         self.service = service
         self.call = call
         self.deadline = deadline
         self.tenant = tenant
         self.window = window
+        self.metadata = metadata
         self.flights: dict[int, ItemInference | None] = {}
         """Items in flight by id; None on an ordered stream for one that failed at once."""
         self.order: deque[ItemInference | tuple[int, bytes]] | None = None

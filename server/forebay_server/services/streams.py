@@ -25,6 +25,7 @@ from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
 from forebay_server.services.codec import error_part, result_part, seconds_of, split_items
+from forebay_server.services.complaints import Complaints
 from forebay_server.services.intake import Intake
 from forebay_server.services.service import Outbox
 from forebay_server.services.status import failure, internal, status_bytes
@@ -43,7 +44,8 @@ MAX_PARKED_BYTES: Final = 4 << 20
 COALESCED_BYTES: Final = 256 << 10
 """Results are put together into messages of about this size; one large result may make a larger one."""
 
-MALFORMED = failure(InvalidRequest([("", "the message can't be parsed as a StreamPredictRequest")]))
+UNREADABLE = InvalidRequest([("", "the message can't be parsed as a StreamPredictRequest")])
+MALFORMED = failure(UNREADABLE)
 DRAINING = errors.Draining("the server is shutting down")
 DRAINING_STATUS = status_bytes(DRAINING)
 DRAINING_FAILURE = failure(DRAINING)
@@ -61,10 +63,14 @@ class Streams:
         outbox: Where messages go.
         window: The most items in flight on one stream.
         max_send_bytes: The largest message that the wire sends.
+        complaints: Told of items and streams that were refused or have failed.
     """
 
-    def __init__(self, intake: Intake, outbox: Outbox, *, window: int, max_send_bytes: int) -> None:
+    def __init__(
+        self, intake: Intake, outbox: Outbox, *, window: int, max_send_bytes: int, complaints: Complaints
+    ) -> None:
         self._intake = intake
+        self.complaints = complaints
         self._outbox = outbox
         self.clock: Callable[[], float] = intake.clock
         self._window = window
@@ -89,8 +95,9 @@ class Streams:
         intake = self._intake
         if intake.draining:
             self._outbox.append((FAIL, call, DRAINING_FAILURE))
+            self.complaints.refused(DRAINING, "StreamPredict", metadata=metadata)
             return
-        stream = Stream(self, call, deadline, intake.tenant(peer, metadata), self._window)
+        stream = Stream(self, call, deadline, intake.tenant(peer, metadata), self._window, metadata)
         stream.credits = 1
         self._streams[call] = stream
         self._outbox.append((CREDIT, call, 1))
@@ -157,6 +164,7 @@ class Streams:
                 message = _parse(body)
             except DecodeError:
                 self._fail(stream, MALFORMED)
+                self.complaints.refused(UNREADABLE, "StreamPredict", metadata=stream.metadata)
                 return
             if message.HasField("options"):
                 if not first:
@@ -209,12 +217,14 @@ class Streams:
                 return
             if draining:
                 stream.settle_at_once(ident, error_part(ident, DRAINING_STATUS))
+                self.complaints.refused(DRAINING, "StreamPredict", message=item, metadata=stream.metadata)
                 continue
             try:
                 deadline = stream_deadline if timeout is None else self._deadline(stream, timeout, now)
                 self._admit(stream, ident, item, template, deadline, now)
             except ForebayError as error:
                 stream.settle_at_once(ident, error_part(ident, status_bytes(error)))
+                self.complaints.refused(error, "StreamPredict", message=item, metadata=stream.metadata)
             except Exception as error:  # noqa: BLE001 - one item may not harm the others
                 status = status_bytes(internal(error, method="StreamPredict"))
                 stream.settle_at_once(ident, error_part(ident, status))
@@ -347,7 +357,9 @@ class Streams:
     # --- Ends ---------------------------------------------------------------------------------------------------------
 
     def _fail_invalid(self, stream: Stream, field: str, sentence: str) -> None:
-        self._fail(stream, failure(InvalidRequest([(field, sentence)])))
+        error = InvalidRequest([(field, sentence)])
+        self._fail(stream, failure(error))
+        self.complaints.refused(error, "StreamPredict", metadata=stream.metadata)
 
     def _fail(self, stream: Stream, reason: Any) -> None:
         """Ends the stream with an error; what was accepted is cancelled."""

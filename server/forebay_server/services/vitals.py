@@ -86,7 +86,8 @@ class Vitals:
         self._ready: dict[str, bool] = dict.fromkeys(startup_models, False)
         self._stuck: set[str] = set()
         self._unable: set[str] = set()
-        self._draining = False
+        self.draining = False
+        """Whether the server is shutting down."""
         self._update()
 
     def model(self, name: str, *, ready: bool) -> None:
@@ -120,11 +121,11 @@ class Vitals:
 
     def drain(self) -> None:
         """The server is shutting down."""
-        self._draining = True
+        self.draining = True
         self._update()
 
     def _update(self) -> None:
-        up = not self._draining
+        up = not self.draining
         started = up and not self._awaited
         healthy = {name: up and ready and name not in self._stuck for name, ready in self._ready.items()}
         capable = started and (not healthy or any(healthy.values()))

@@ -8,7 +8,7 @@ Every label has a bounded number of values, whatever callers do. Nothing here de
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from forebay_server.telemetry.histogram import Histogram
+from forebay_server.telemetry.histogram import GROWTH, SMALLEST, Histogram
 from forebay_server.telemetry.names import BATCH, CANCELLED, DONE, OK, REFUSED, SERVED, UNKNOWN
 
 MAX_BATCH_SIZES: Final = 1024
@@ -68,7 +68,14 @@ class Statistics:
 
     Args:
         codes: The canonical name of the status code for each reason of an error.
+
+    Attributes:
+        smallest: The upper bound of the first bucket of the histograms, in seconds.
+        growth: By how much each bound is larger than the one before.
     """
+
+    smallest = SMALLEST
+    growth = GROWTH
 
     def __init__(self, codes: Mapping[str, str]) -> None:
         self._codes = {**codes, OK: OK, CANCELLED: CANCELLED}

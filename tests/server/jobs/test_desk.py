@@ -588,3 +588,41 @@ def test_nothing_happens_while_nothing_happens(host):
     server.settle(1.2)
     assert len(server.store.asked(Get)) == 1000
     assert len(server.store.seen) - before < 8
+
+
+# --- Figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_counted_by_state(host):
+    """What waits, and what has ended through here; a cancelled job that had ended already does not count again."""
+    server = host(serve=False)
+    jobs = server.submit_all(3)
+    assert server.desk.states() == {state: 3 if state is JobState.PENDING else 0 for state in JobState}
+    server.ask("cancel", jobs[0].id, "t")
+    server.desk.serve("m")
+    for job in jobs[1:]:
+        server.wait(job)
+    server.ask("cancel", jobs[1].id, "t")
+    server.until(lambda: server.desk.states()[JobState.PENDING] == 0)
+    assert server.desk.states() == {
+        JobState.PENDING: 0,
+        JobState.RUNNING: 0,
+        JobState.SUCCEEDED: 2,
+        JobState.FAILED: 0,
+        JobState.CANCELLED: 1,
+        JobState.EXPIRED: 0,
+    }
+
+
+def test_a_job_that_runs_and_one_that_expires_are_counted(host):
+    """RUNNING while it is claimed, and EXPIRED when the store has reaped it."""
+    server = host(engine="base_ms=300", seconds=0.3)
+    running = server.submit()
+    server.until(lambda: server.desk.states()[JobState.RUNNING] == 1)
+    server.desk.unserve("m")
+    server.submit(expire_after=1.0)
+    server.wait(running)
+    assert server.desk.states()[JobState.RUNNING] == 0
+    server.wall.shift += 5.0
+    server.until(lambda: server.desk.states()[JobState.EXPIRED] == 1)
+    assert server.desk.states()[JobState.SUCCEEDED] == 1

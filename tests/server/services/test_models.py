@@ -1,14 +1,16 @@
 """The model service, driven through its endpoints."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from forebay.v1 import inference_pb2, model_pb2, model_service_pb2, tensor_pb2
+from forebay.v1 import inference_pb2, job_pb2, model_pb2, model_service_pb2, tensor_pb2
 from forebay_server.config.tree import BatchingConfig, ModelConfig
 from forebay_server.scheduling.request import Reason
 from forebay_server.services.models import ModelService
+from forebay_server.services.statistics import Accounts, JobFigures, ServerFigures
 from forebay_server.services.status import CODE_NAMES
 from forebay_server.telemetry.statistics import Statistics
 from forebay_server.tensors import FREE, DataType, ModelSpec, TensorSpec
@@ -29,15 +31,22 @@ class Models:
         self.statistics = Statistics(CODE_NAMES)
         self.refreshed = 0
         points = [SimpleNamespace(bucket=((3, 224),), rows=8, seconds=0.002, corrections=4)]
-        figures = SimpleNamespace(queued_rows=3, held_bytes=70, wait_margin=1.5)
-        self.service = ModelService(
-            catalogue,
-            {("a", 7): figures}.__getitem__,
-            {("a", 7): points}.__getitem__,
-            self.statistics,
-            self.outbox,
-            refresh=self.refresh,
+        figures = SimpleNamespace(
+            queued_rows=3, held_bytes=70, wait_margin=1.5, usable_instances=1, running_since=(99.5, 99.75)
         )
+        accounts = Accounts(
+            {("a", 7): figures}.__getitem__, {("a", 7): points}.__getitem__, self.statistics, clock=lambda: 100.0
+        )
+        self.server = ServerFigures(
+            started=1_700_000_000.5,
+            uptime=12.25,
+            release="1.2.3",
+            front_end="native",
+            draining=True,
+            held_bytes=99,
+            jobs=None,
+        )
+        self.service = ModelService(catalogue, accounts, lambda: self.server, self.outbox, refresh=self.refresh)
         self.endpoints = {one.method.path.rpartition("/")[2]: one for one in self.service.service().endpoints}
 
     def refresh(self):
@@ -161,6 +170,46 @@ def test_statistics(models):
     assert (found.request_time.count, found.request_time.sum_nanos) == (4, 10_000_000)
     assert found.request_time.p99_nanos == pytest.approx(4_000_000, rel=0.1)
     assert found.compute_time.p50_nanos == pytest.approx(2_000_000, rel=0.1)
+    assert (found.state, found.engine) == (model_pb2.MODEL_STATE_READY, "synthetic")
+    assert (found.instances, found.usable_instances, found.running_batches) == (2, 1, 2)
+    assert found.busy_nanos == 2_000_000 + 750_000_000  # what has ended, and what runs since 0.5 s and 0.25 s
+    assert not found.request_time.HasField("buckets")
+
+
+def test_buckets_of_durations(models):
+    """Those that were asked for hold the durations by their bounds; none outside the first and the last used one."""
+    key = ("a", 7)
+    models.statistics.absorb([("done", key, "OK", 1e-7, seconds) for seconds in (0.5e-7, 1e-7, 1.1e-7, 1.5e-7)])
+
+    (found,) = models.call("GetStatistics", model="a", buckets=True).statistics
+
+    buckets = found.request_time.buckets
+    assert (buckets.smallest_nanos, buckets.growth) == (pytest.approx(100), 1.2)
+    assert (buckets.first, list(buckets.counts)) == (0, [2, 1, 0, 1])  # 1.2**2 < 1.5 <= 1.2**3
+    assert (found.compute_time.buckets.first, list(found.compute_time.buckets.counts)) == (0, [])
+
+
+def test_statistics_of_the_server(models):
+    """As the app tells them, whichever models were asked for."""
+    server = models.call("GetStatistics", model="b").server
+
+    assert (server.start_time.ToMilliseconds(), server.uptime_nanos) == (1_700_000_000_500, 12_250_000_000)
+    assert (server.release, server.front_end, server.draining, server.held_bytes) == ("1.2.3", "native", True, 99)
+    assert not server.HasField("jobs")
+
+
+def test_statistics_of_jobs(models):
+    """By state, in the order of the contract."""
+    jobs = JobFigures(store="sqlite", available=False, states={3: 5, 1: 2})
+    models.server = replace(models.server, jobs=jobs)
+
+    found = models.call("GetStatistics").server.jobs
+
+    assert (found.store, found.available) == ("sqlite", False)
+    assert [(one.state, one.jobs) for one in found.states] == [
+        (job_pb2.JOB_STATE_PENDING, 2),
+        (job_pb2.JOB_STATE_SUCCEEDED, 5),
+    ]
 
 
 def test_statistics_of_all(models):

@@ -680,7 +680,9 @@ type LatencySummary struct {
 	// 90 % were faster, in nanoseconds.
 	P90Nanos int64 `protobuf:"varint,4,opt,name=p90_nanos,json=p90Nanos,proto3" json:"p90_nanos,omitempty"`
 	// 99 % were faster, in nanoseconds.
-	P99Nanos      int64 `protobuf:"varint,5,opt,name=p99_nanos,json=p99Nanos,proto3" json:"p99_nanos,omitempty"`
+	P99Nanos int64 `protobuf:"varint,5,opt,name=p99_nanos,json=p99Nanos,proto3" json:"p99_nanos,omitempty"`
+	// All of them by their length; unset unless the request has asked for it.
+	Buckets       *DurationBuckets `protobuf:"bytes,6,opt,name=buckets,proto3" json:"buckets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -750,6 +752,89 @@ func (x *LatencySummary) GetP99Nanos() int64 {
 	return 0
 }
 
+func (x *LatencySummary) GetBuckets() *DurationBuckets {
+	if x != nil {
+		return x.Buckets
+	}
+	return nil
+}
+
+// Counts of durations by their length, in buckets that grow by a constant factor.
+//
+// Bucket i holds durations of more than `smallest_nanos * growth^(i-1)` and at most `smallest_nanos * growth^i`; bucket 0
+// also all that are shorter, and the last that a server has all that are longer.
+type DurationBuckets struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The upper bound of bucket 0, in nanoseconds.
+	SmallestNanos float64 `protobuf:"fixed64,1,opt,name=smallest_nanos,json=smallestNanos,proto3" json:"smallest_nanos,omitempty"`
+	// By how much each bound is larger than the one before; more than 1.
+	Growth float64 `protobuf:"fixed64,2,opt,name=growth,proto3" json:"growth,omitempty"`
+	// The number of the bucket that the first of `counts` is about; those before it are empty, as are those after the last.
+	First int32 `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
+	// How many there are, bucket by bucket.
+	Counts        []int64 `protobuf:"varint,4,rep,packed,name=counts,proto3" json:"counts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DurationBuckets) Reset() {
+	*x = DurationBuckets{}
+	mi := &file_forebay_v1_model_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DurationBuckets) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DurationBuckets) ProtoMessage() {}
+
+func (x *DurationBuckets) ProtoReflect() protoreflect.Message {
+	mi := &file_forebay_v1_model_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DurationBuckets.ProtoReflect.Descriptor instead.
+func (*DurationBuckets) Descriptor() ([]byte, []int) {
+	return file_forebay_v1_model_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DurationBuckets) GetSmallestNanos() float64 {
+	if x != nil {
+		return x.SmallestNanos
+	}
+	return 0
+}
+
+func (x *DurationBuckets) GetGrowth() float64 {
+	if x != nil {
+		return x.Growth
+	}
+	return 0
+}
+
+func (x *DurationBuckets) GetFirst() int32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *DurationBuckets) GetCounts() []int64 {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
 // What a version of a model has done since the server started, and what it does now.
 type ModelStatistics struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -778,14 +863,27 @@ type ModelStatistics struct {
 	// Bytes held for waiting and running requests now.
 	HeldBytes int64 `protobuf:"varint,12,opt,name=held_bytes,json=heldBytes,proto3" json:"held_bytes,omitempty"`
 	// How much longer batches wait than was predicted, as a factor from 1 to 4; 1 if the predictions are good.
-	WaitMargin    float64 `protobuf:"fixed64,13,opt,name=wait_margin,json=waitMargin,proto3" json:"wait_margin,omitempty"`
+	WaitMargin float64 `protobuf:"fixed64,13,opt,name=wait_margin,json=waitMargin,proto3" json:"wait_margin,omitempty"`
+	// Where the version is in its life.
+	State ModelState `protobuf:"varint,14,opt,name=state,proto3,enum=forebay.v1.ModelState" json:"state,omitempty"`
+	// The name of its engine, such as `onnxruntime`.
+	Engine string `protobuf:"bytes,15,opt,name=engine,proto3" json:"engine,omitempty"`
+	// The number of engine instances; 0 if none was made yet.
+	Instances int32 `protobuf:"varint,16,opt,name=instances,proto3" json:"instances,omitempty"`
+	// How many of these are neither stuck nor lost.
+	UsableInstances int32 `protobuf:"varint,17,opt,name=usable_instances,json=usableInstances,proto3" json:"usable_instances,omitempty"`
+	// Batches that run now.
+	RunningBatches int32 `protobuf:"varint,18,opt,name=running_batches,json=runningBatches,proto3" json:"running_batches,omitempty"`
+	// How long instances have been busy, all together, with batches that have ended and those that run. Its difference over
+	// the time between two answers and over `instances` is the share of time in which they were busy.
+	BusyNanos     int64 `protobuf:"varint,19,opt,name=busy_nanos,json=busyNanos,proto3" json:"busy_nanos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ModelStatistics) Reset() {
 	*x = ModelStatistics{}
-	mi := &file_forebay_v1_model_proto_msgTypes[8]
+	mi := &file_forebay_v1_model_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +895,7 @@ func (x *ModelStatistics) String() string {
 func (*ModelStatistics) ProtoMessage() {}
 
 func (x *ModelStatistics) ProtoReflect() protoreflect.Message {
-	mi := &file_forebay_v1_model_proto_msgTypes[8]
+	mi := &file_forebay_v1_model_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +908,7 @@ func (x *ModelStatistics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelStatistics.ProtoReflect.Descriptor instead.
 func (*ModelStatistics) Descriptor() ([]byte, []int) {
-	return file_forebay_v1_model_proto_rawDescGZIP(), []int{8}
+	return file_forebay_v1_model_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ModelStatistics) GetModel() string {
@@ -904,6 +1002,48 @@ func (x *ModelStatistics) GetWaitMargin() float64 {
 	return 0
 }
 
+func (x *ModelStatistics) GetState() ModelState {
+	if x != nil {
+		return x.State
+	}
+	return ModelState_MODEL_STATE_UNSPECIFIED
+}
+
+func (x *ModelStatistics) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *ModelStatistics) GetInstances() int32 {
+	if x != nil {
+		return x.Instances
+	}
+	return 0
+}
+
+func (x *ModelStatistics) GetUsableInstances() int32 {
+	if x != nil {
+		return x.UsableInstances
+	}
+	return 0
+}
+
+func (x *ModelStatistics) GetRunningBatches() int32 {
+	if x != nil {
+		return x.RunningBatches
+	}
+	return 0
+}
+
+func (x *ModelStatistics) GetBusyNanos() int64 {
+	if x != nil {
+		return x.BusyNanos
+	}
+	return 0
+}
+
 var File_forebay_v1_model_proto protoreflect.FileDescriptor
 
 const file_forebay_v1_model_proto_rawDesc = "" +
@@ -950,13 +1090,19 @@ const file_forebay_v1_model_proto_rawDesc = "" +
 	"\fOutcomeCount\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1a\n" +
-	"\brequests\x18\x03 \x01(\x03R\brequests\"\x9a\x01\n" +
+	"\brequests\x18\x03 \x01(\x03R\brequests\"\xd1\x01\n" +
 	"\x0eLatencySummary\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x03R\x05count\x12\x1b\n" +
 	"\tsum_nanos\x18\x02 \x01(\x03R\bsumNanos\x12\x1b\n" +
 	"\tp50_nanos\x18\x03 \x01(\x03R\bp50Nanos\x12\x1b\n" +
 	"\tp90_nanos\x18\x04 \x01(\x03R\bp90Nanos\x12\x1b\n" +
-	"\tp99_nanos\x18\x05 \x01(\x03R\bp99Nanos\"\xd7\x04\n" +
+	"\tp99_nanos\x18\x05 \x01(\x03R\bp99Nanos\x125\n" +
+	"\abuckets\x18\x06 \x01(\v2\x1b.forebay.v1.DurationBucketsR\abuckets\"~\n" +
+	"\x0fDurationBuckets\x12%\n" +
+	"\x0esmallest_nanos\x18\x01 \x01(\x01R\rsmallestNanos\x12\x16\n" +
+	"\x06growth\x18\x02 \x01(\x01R\x06growth\x12\x14\n" +
+	"\x05first\x18\x03 \x01(\x05R\x05first\x12\x16\n" +
+	"\x06counts\x18\x04 \x03(\x03R\x06counts\"\xae\x06\n" +
 	"\x0fModelStatistics\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x124\n" +
@@ -979,7 +1125,14 @@ const file_forebay_v1_model_proto_rawDesc = "" +
 	"\n" +
 	"held_bytes\x18\f \x01(\x03R\theldBytes\x12\x1f\n" +
 	"\vwait_margin\x18\r \x01(\x01R\n" +
-	"waitMargin*\xbf\x01\n" +
+	"waitMargin\x12,\n" +
+	"\x05state\x18\x0e \x01(\x0e2\x16.forebay.v1.ModelStateR\x05state\x12\x16\n" +
+	"\x06engine\x18\x0f \x01(\tR\x06engine\x12\x1c\n" +
+	"\tinstances\x18\x10 \x01(\x05R\tinstances\x12)\n" +
+	"\x10usable_instances\x18\x11 \x01(\x05R\x0fusableInstances\x12'\n" +
+	"\x0frunning_batches\x18\x12 \x01(\x05R\x0erunningBatches\x12\x1d\n" +
+	"\n" +
+	"busy_nanos\x18\x13 \x01(\x03R\tbusyNanos*\xbf\x01\n" +
 	"\n" +
 	"ModelState\x12\x1b\n" +
 	"\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -1007,7 +1160,7 @@ func file_forebay_v1_model_proto_rawDescGZIP() []byte {
 }
 
 var file_forebay_v1_model_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_forebay_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_forebay_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_forebay_v1_model_proto_goTypes = []any{
 	(ModelState)(0),               // 0: forebay.v1.ModelState
 	(RunMode)(0),                  // 1: forebay.v1.RunMode
@@ -1019,36 +1172,39 @@ var file_forebay_v1_model_proto_goTypes = []any{
 	(*DispatchCount)(nil),         // 7: forebay.v1.DispatchCount
 	(*OutcomeCount)(nil),          // 8: forebay.v1.OutcomeCount
 	(*LatencySummary)(nil),        // 9: forebay.v1.LatencySummary
-	(*ModelStatistics)(nil),       // 10: forebay.v1.ModelStatistics
-	nil,                           // 11: forebay.v1.Model.LabelsEntry
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
-	(*TensorSpec)(nil),            // 13: forebay.v1.TensorSpec
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(DispatchReason)(0),           // 15: forebay.v1.DispatchReason
+	(*DurationBuckets)(nil),       // 10: forebay.v1.DurationBuckets
+	(*ModelStatistics)(nil),       // 11: forebay.v1.ModelStatistics
+	nil,                           // 12: forebay.v1.Model.LabelsEntry
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*TensorSpec)(nil),            // 14: forebay.v1.TensorSpec
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(DispatchReason)(0),           // 16: forebay.v1.DispatchReason
 }
 var file_forebay_v1_model_proto_depIdxs = []int32{
-	12, // 0: forebay.v1.Batching.max_delay:type_name -> google.protobuf.Duration
+	13, // 0: forebay.v1.Batching.max_delay:type_name -> google.protobuf.Duration
 	0,  // 1: forebay.v1.ModelVersion.state:type_name -> forebay.v1.ModelState
-	13, // 2: forebay.v1.ModelVersion.inputs:type_name -> forebay.v1.TensorSpec
-	13, // 3: forebay.v1.ModelVersion.outputs:type_name -> forebay.v1.TensorSpec
+	14, // 2: forebay.v1.ModelVersion.inputs:type_name -> forebay.v1.TensorSpec
+	14, // 3: forebay.v1.ModelVersion.outputs:type_name -> forebay.v1.TensorSpec
 	2,  // 4: forebay.v1.ModelVersion.batching:type_name -> forebay.v1.Batching
 	1,  // 5: forebay.v1.ModelVersion.run_mode:type_name -> forebay.v1.RunMode
-	14, // 6: forebay.v1.ModelVersion.ready_time:type_name -> google.protobuf.Timestamp
+	15, // 6: forebay.v1.ModelVersion.ready_time:type_name -> google.protobuf.Timestamp
 	3,  // 7: forebay.v1.Model.versions:type_name -> forebay.v1.ModelVersion
-	11, // 8: forebay.v1.Model.labels:type_name -> forebay.v1.Model.LabelsEntry
-	15, // 9: forebay.v1.DispatchCount.reason:type_name -> forebay.v1.DispatchReason
-	8,  // 10: forebay.v1.ModelStatistics.outcomes:type_name -> forebay.v1.OutcomeCount
-	6,  // 11: forebay.v1.ModelStatistics.batch_sizes:type_name -> forebay.v1.BatchSizeCount
-	7,  // 12: forebay.v1.ModelStatistics.dispatches:type_name -> forebay.v1.DispatchCount
-	9,  // 13: forebay.v1.ModelStatistics.queue_time:type_name -> forebay.v1.LatencySummary
-	9,  // 14: forebay.v1.ModelStatistics.compute_time:type_name -> forebay.v1.LatencySummary
-	9,  // 15: forebay.v1.ModelStatistics.request_time:type_name -> forebay.v1.LatencySummary
-	5,  // 16: forebay.v1.ModelStatistics.costs:type_name -> forebay.v1.BatchCost
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	12, // 8: forebay.v1.Model.labels:type_name -> forebay.v1.Model.LabelsEntry
+	16, // 9: forebay.v1.DispatchCount.reason:type_name -> forebay.v1.DispatchReason
+	10, // 10: forebay.v1.LatencySummary.buckets:type_name -> forebay.v1.DurationBuckets
+	8,  // 11: forebay.v1.ModelStatistics.outcomes:type_name -> forebay.v1.OutcomeCount
+	6,  // 12: forebay.v1.ModelStatistics.batch_sizes:type_name -> forebay.v1.BatchSizeCount
+	7,  // 13: forebay.v1.ModelStatistics.dispatches:type_name -> forebay.v1.DispatchCount
+	9,  // 14: forebay.v1.ModelStatistics.queue_time:type_name -> forebay.v1.LatencySummary
+	9,  // 15: forebay.v1.ModelStatistics.compute_time:type_name -> forebay.v1.LatencySummary
+	9,  // 16: forebay.v1.ModelStatistics.request_time:type_name -> forebay.v1.LatencySummary
+	5,  // 17: forebay.v1.ModelStatistics.costs:type_name -> forebay.v1.BatchCost
+	0,  // 18: forebay.v1.ModelStatistics.state:type_name -> forebay.v1.ModelState
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_forebay_v1_model_proto_init() }
@@ -1064,7 +1220,7 @@ func file_forebay_v1_model_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_forebay_v1_model_proto_rawDesc), len(file_forebay_v1_model_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

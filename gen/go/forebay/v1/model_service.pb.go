@@ -229,7 +229,10 @@ func (x *GetModelResponse) GetModel() *Model {
 type GetStatisticsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The model's name; empty for all models.
-	Model         string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// Whether to tell the buckets of all durations, too. The difference of two answers has the quantiles of the time between
+	// them.
+	Buckets       bool `protobuf:"varint,2,opt,name=buckets,proto3" json:"buckets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -271,11 +274,20 @@ func (x *GetStatisticsRequest) GetModel() string {
 	return ""
 }
 
+func (x *GetStatisticsRequest) GetBuckets() bool {
+	if x != nil {
+		return x.Buckets
+	}
+	return false
+}
+
 // Statistics.
 type GetStatisticsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One entry for each version of each model that was asked for, by name and newest version first.
-	Statistics    []*ModelStatistics `protobuf:"bytes,1,rep,name=statistics,proto3" json:"statistics,omitempty"`
+	Statistics []*ModelStatistics `protobuf:"bytes,1,rep,name=statistics,proto3" json:"statistics,omitempty"`
+	// The server as a whole.
+	Server        *ServerStatistics `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -317,12 +329,19 @@ func (x *GetStatisticsResponse) GetStatistics() []*ModelStatistics {
 	return nil
 }
 
+func (x *GetStatisticsResponse) GetServer() *ServerStatistics {
+	if x != nil {
+		return x.Server
+	}
+	return nil
+}
+
 var File_forebay_v1_model_service_proto protoreflect.FileDescriptor
 
 const file_forebay_v1_model_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1eforebay/v1/model_service.proto\x12\n" +
-	"forebay.v1\x1a\x16forebay/v1/model.proto\"O\n" +
+	"forebay.v1\x1a\x16forebay/v1/model.proto\x1a\x1bforebay/v1/statistics.proto\"O\n" +
 	"\x11ListModelsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -333,13 +352,15 @@ const file_forebay_v1_model_service_proto_rawDesc = "" +
 	"\x0fGetModelRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\";\n" +
 	"\x10GetModelResponse\x12'\n" +
-	"\x05model\x18\x01 \x01(\v2\x11.forebay.v1.ModelR\x05model\",\n" +
+	"\x05model\x18\x01 \x01(\v2\x11.forebay.v1.ModelR\x05model\"F\n" +
 	"\x14GetStatisticsRequest\x12\x14\n" +
-	"\x05model\x18\x01 \x01(\tR\x05model\"T\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
+	"\abuckets\x18\x02 \x01(\bR\abuckets\"\x8a\x01\n" +
 	"\x15GetStatisticsResponse\x12;\n" +
 	"\n" +
 	"statistics\x18\x01 \x03(\v2\x1b.forebay.v1.ModelStatisticsR\n" +
-	"statistics2\x87\x02\n" +
+	"statistics\x124\n" +
+	"\x06server\x18\x02 \x01(\v2\x1c.forebay.v1.ServerStatisticsR\x06server2\x87\x02\n" +
 	"\fModelService\x12P\n" +
 	"\n" +
 	"ListModels\x12\x1d.forebay.v1.ListModelsRequest\x1a\x1e.forebay.v1.ListModelsResponse\"\x03\x90\x02\x01\x12J\n" +
@@ -368,22 +389,24 @@ var file_forebay_v1_model_service_proto_goTypes = []any{
 	(*GetStatisticsResponse)(nil), // 5: forebay.v1.GetStatisticsResponse
 	(*Model)(nil),                 // 6: forebay.v1.Model
 	(*ModelStatistics)(nil),       // 7: forebay.v1.ModelStatistics
+	(*ServerStatistics)(nil),      // 8: forebay.v1.ServerStatistics
 }
 var file_forebay_v1_model_service_proto_depIdxs = []int32{
 	6, // 0: forebay.v1.ListModelsResponse.models:type_name -> forebay.v1.Model
 	6, // 1: forebay.v1.GetModelResponse.model:type_name -> forebay.v1.Model
 	7, // 2: forebay.v1.GetStatisticsResponse.statistics:type_name -> forebay.v1.ModelStatistics
-	0, // 3: forebay.v1.ModelService.ListModels:input_type -> forebay.v1.ListModelsRequest
-	2, // 4: forebay.v1.ModelService.GetModel:input_type -> forebay.v1.GetModelRequest
-	4, // 5: forebay.v1.ModelService.GetStatistics:input_type -> forebay.v1.GetStatisticsRequest
-	1, // 6: forebay.v1.ModelService.ListModels:output_type -> forebay.v1.ListModelsResponse
-	3, // 7: forebay.v1.ModelService.GetModel:output_type -> forebay.v1.GetModelResponse
-	5, // 8: forebay.v1.ModelService.GetStatistics:output_type -> forebay.v1.GetStatisticsResponse
-	6, // [6:9] is the sub-list for method output_type
-	3, // [3:6] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	8, // 3: forebay.v1.GetStatisticsResponse.server:type_name -> forebay.v1.ServerStatistics
+	0, // 4: forebay.v1.ModelService.ListModels:input_type -> forebay.v1.ListModelsRequest
+	2, // 5: forebay.v1.ModelService.GetModel:input_type -> forebay.v1.GetModelRequest
+	4, // 6: forebay.v1.ModelService.GetStatistics:input_type -> forebay.v1.GetStatisticsRequest
+	1, // 7: forebay.v1.ModelService.ListModels:output_type -> forebay.v1.ListModelsResponse
+	3, // 8: forebay.v1.ModelService.GetModel:output_type -> forebay.v1.GetModelResponse
+	5, // 9: forebay.v1.ModelService.GetStatistics:output_type -> forebay.v1.GetStatisticsResponse
+	7, // [7:10] is the sub-list for method output_type
+	4, // [4:7] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_forebay_v1_model_service_proto_init() }
@@ -392,6 +415,7 @@ func file_forebay_v1_model_service_proto_init() {
 		return
 	}
 	file_forebay_v1_model_proto_init()
+	file_forebay_v1_statistics_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

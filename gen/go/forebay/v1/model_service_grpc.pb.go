@@ -46,7 +46,8 @@ type ModelServiceClient interface {
 	// * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
 	// * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
 	GetModel(ctx context.Context, in *GetModelRequest, opts ...grpc.CallOption) (*GetModelResponse, error)
-	// Tells what models have done since the server started, and their cost models.
+	// Tells what the server and its models have done since it started, what they do now, and the models' cost models.
+	// `forebay top` asks for it once a second.
 	//
 	// Errors:
 	// * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
@@ -112,7 +113,8 @@ type ModelServiceServer interface {
 	// * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
 	// * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
 	GetModel(context.Context, *GetModelRequest) (*GetModelResponse, error)
-	// Tells what models have done since the server started, and their cost models.
+	// Tells what the server and its models have done since it started, what they do now, and the models' cost models.
+	// `forebay top` asks for it once a second.
 	//
 	// Errors:
 	// * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.

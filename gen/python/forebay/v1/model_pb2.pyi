@@ -362,6 +362,7 @@ class LatencySummary(message.Message):
     P50_NANOS_FIELD_NUMBER: builtins.int
     P90_NANOS_FIELD_NUMBER: builtins.int
     P99_NANOS_FIELD_NUMBER: builtins.int
+    BUCKETS_FIELD_NUMBER: builtins.int
     count: builtins.int
     """How many were measured."""
     sum_nanos: builtins.int
@@ -372,6 +373,10 @@ class LatencySummary(message.Message):
     """90 % were faster, in nanoseconds."""
     p99_nanos: builtins.int
     """99 % were faster, in nanoseconds."""
+    @builtins.property
+    def buckets(self) -> DurationBuckets:
+        """All of them by their length; unset unless the request has asked for it."""
+
     def __init__(
         self,
         *,
@@ -380,10 +385,49 @@ class LatencySummary(message.Message):
         p50_nanos: builtins.int | None = ...,
         p90_nanos: builtins.int | None = ...,
         p99_nanos: builtins.int | None = ...,
+        buckets: DurationBuckets | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["buckets", b"buckets"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["buckets", b"buckets", "count", b"count", "p50_nanos", b"p50_nanos", "p90_nanos", b"p90_nanos", "p99_nanos", b"p99_nanos", "sum_nanos", b"sum_nanos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DurationBuckets(message.Message):
+    """Counts of durations by their length, in buckets that grow by a constant factor.
+
+    Bucket i holds durations of more than `smallest_nanos * growth^(i-1)` and at most `smallest_nanos * growth^i`; bucket 0
+    also all that are shorter, and the last that a server has all that are longer.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    SMALLEST_NANOS_FIELD_NUMBER: builtins.int
+    GROWTH_FIELD_NUMBER: builtins.int
+    FIRST_FIELD_NUMBER: builtins.int
+    COUNTS_FIELD_NUMBER: builtins.int
+    smallest_nanos: builtins.float
+    """The upper bound of bucket 0, in nanoseconds."""
+    growth: builtins.float
+    """By how much each bound is larger than the one before; more than 1."""
+    first: builtins.int
+    """The number of the bucket that the first of `counts` is about; those before it are empty, as are those after the last."""
+    @builtins.property
+    def counts(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """How many there are, bucket by bucket."""
+
+    def __init__(
+        self,
+        *,
+        smallest_nanos: builtins.float | None = ...,
+        growth: builtins.float | None = ...,
+        first: builtins.int | None = ...,
+        counts: abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["count", b"count", "p50_nanos", b"p50_nanos", "p90_nanos", b"p90_nanos", "p99_nanos", b"p99_nanos", "sum_nanos", b"sum_nanos"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["counts", b"counts", "first", b"first", "growth", b"growth", "smallest_nanos", b"smallest_nanos"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -406,6 +450,12 @@ class ModelStatistics(message.Message):
     QUEUED_ROWS_FIELD_NUMBER: builtins.int
     HELD_BYTES_FIELD_NUMBER: builtins.int
     WAIT_MARGIN_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    ENGINE_FIELD_NUMBER: builtins.int
+    INSTANCES_FIELD_NUMBER: builtins.int
+    USABLE_INSTANCES_FIELD_NUMBER: builtins.int
+    RUNNING_BATCHES_FIELD_NUMBER: builtins.int
+    BUSY_NANOS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model's name."""
     version: builtins.int
@@ -418,6 +468,20 @@ class ModelStatistics(message.Message):
     """Bytes held for waiting and running requests now."""
     wait_margin: builtins.float
     """How much longer batches wait than was predicted, as a factor from 1 to 4; 1 if the predictions are good."""
+    state: ModelState.ValueType
+    """Where the version is in its life."""
+    engine: builtins.str
+    """The name of its engine, such as `onnxruntime`."""
+    instances: builtins.int
+    """The number of engine instances; 0 if none was made yet."""
+    usable_instances: builtins.int
+    """How many of these are neither stuck nor lost."""
+    running_batches: builtins.int
+    """Batches that run now."""
+    busy_nanos: builtins.int
+    """How long instances have been busy, all together, with batches that have ended and those that run. Its difference over
+    the time between two answers and over `instances` is the share of time in which they were busy.
+    """
     @builtins.property
     def outcomes(self) -> containers.RepeatedCompositeFieldContainer[OutcomeCount]:
         """Requests by outcome."""
@@ -462,9 +526,15 @@ class ModelStatistics(message.Message):
         queued_rows: builtins.int | None = ...,
         held_bytes: builtins.int | None = ...,
         wait_margin: builtins.float | None = ...,
+        state: ModelState.ValueType | None = ...,
+        engine: builtins.str | None = ...,
+        instances: builtins.int | None = ...,
+        usable_instances: builtins.int | None = ...,
+        running_batches: builtins.int | None = ...,
+        busy_nanos: builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["compute_time", b"compute_time", "queue_time", b"queue_time", "request_time", b"request_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["batch_sizes", b"batch_sizes", "compute_time", b"compute_time", "costs", b"costs", "dispatches", b"dispatches", "held_bytes", b"held_bytes", "model", b"model", "outcomes", b"outcomes", "padded_rows", b"padded_rows", "queue_time", b"queue_time", "queued_rows", b"queued_rows", "request_time", b"request_time", "version", b"version", "wait_margin", b"wait_margin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["batch_sizes", b"batch_sizes", "busy_nanos", b"busy_nanos", "compute_time", b"compute_time", "costs", b"costs", "dispatches", b"dispatches", "engine", b"engine", "held_bytes", b"held_bytes", "instances", b"instances", "model", b"model", "outcomes", b"outcomes", "padded_rows", b"padded_rows", "queue_time", b"queue_time", "queued_rows", b"queued_rows", "request_time", b"request_time", "running_batches", b"running_batches", "state", b"state", "usable_instances", b"usable_instances", "version", b"version", "wait_margin", b"wait_margin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from forebay.v1 import model_pb2 as forebay_dot_v1_dot_model__pb2
+from forebay.v1 import statistics_pb2 as forebay_dot_v1_dot_statistics__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66orebay/v1/model_service.proto\x12\nforebay.v1\x1a\x16\x66orebay/v1/model.proto\"O\n\x11ListModelsRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\"g\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x11.forebay.v1.ModelR\x06models\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\'\n\x0fGetModelRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\";\n\x10GetModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x11.forebay.v1.ModelR\x05model\",\n\x14GetStatisticsRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\"T\n\x15GetStatisticsResponse\x12;\n\nstatistics\x18\x01 \x03(\x0b\x32\x1b.forebay.v1.ModelStatisticsR\nstatistics2\x87\x02\n\x0cModelService\x12P\n\nListModels\x12\x1d.forebay.v1.ListModelsRequest\x1a\x1e.forebay.v1.ListModelsResponse\"\x03\x90\x02\x01\x12J\n\x08GetModel\x12\x1b.forebay.v1.GetModelRequest\x1a\x1c.forebay.v1.GetModelResponse\"\x03\x90\x02\x01\x12Y\n\rGetStatistics\x12 .forebay.v1.GetStatisticsRequest\x1a!.forebay.v1.GetStatisticsResponse\"\x03\x90\x02\x01\x42\x38Z6github.com/forebay/forebay/gen/go/forebay/v1;forebayv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66orebay/v1/model_service.proto\x12\nforebay.v1\x1a\x16\x66orebay/v1/model.proto\x1a\x1b\x66orebay/v1/statistics.proto\"O\n\x11ListModelsRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\"g\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x11.forebay.v1.ModelR\x06models\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\'\n\x0fGetModelRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\";\n\x10GetModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x11.forebay.v1.ModelR\x05model\"F\n\x14GetStatisticsRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07\x62uckets\x18\x02 \x01(\x08R\x07\x62uckets\"\x8a\x01\n\x15GetStatisticsResponse\x12;\n\nstatistics\x18\x01 \x03(\x0b\x32\x1b.forebay.v1.ModelStatisticsR\nstatistics\x12\x34\n\x06server\x18\x02 \x01(\x0b\x32\x1c.forebay.v1.ServerStatisticsR\x06server2\x87\x02\n\x0cModelService\x12P\n\nListModels\x12\x1d.forebay.v1.ListModelsRequest\x1a\x1e.forebay.v1.ListModelsResponse\"\x03\x90\x02\x01\x12J\n\x08GetModel\x12\x1b.forebay.v1.GetModelRequest\x1a\x1c.forebay.v1.GetModelResponse\"\x03\x90\x02\x01\x12Y\n\rGetStatistics\x12 .forebay.v1.GetStatisticsRequest\x1a!.forebay.v1.GetStatisticsResponse\"\x03\x90\x02\x01\x42\x38Z6github.com/forebay/forebay/gen/go/forebay/v1;forebayv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,18 +40,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSERVICE'].methods_by_name['GetModel']._serialized_options = b'\220\002\001'
   _globals['_MODELSERVICE'].methods_by_name['GetStatistics']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['GetStatistics']._serialized_options = b'\220\002\001'
-  _globals['_LISTMODELSREQUEST']._serialized_start=70
-  _globals['_LISTMODELSREQUEST']._serialized_end=149
-  _globals['_LISTMODELSRESPONSE']._serialized_start=151
-  _globals['_LISTMODELSRESPONSE']._serialized_end=254
-  _globals['_GETMODELREQUEST']._serialized_start=256
-  _globals['_GETMODELREQUEST']._serialized_end=295
-  _globals['_GETMODELRESPONSE']._serialized_start=297
-  _globals['_GETMODELRESPONSE']._serialized_end=356
-  _globals['_GETSTATISTICSREQUEST']._serialized_start=358
-  _globals['_GETSTATISTICSREQUEST']._serialized_end=402
-  _globals['_GETSTATISTICSRESPONSE']._serialized_start=404
-  _globals['_GETSTATISTICSRESPONSE']._serialized_end=488
-  _globals['_MODELSERVICE']._serialized_start=491
-  _globals['_MODELSERVICE']._serialized_end=754
+  _globals['_LISTMODELSREQUEST']._serialized_start=99
+  _globals['_LISTMODELSREQUEST']._serialized_end=178
+  _globals['_LISTMODELSRESPONSE']._serialized_start=180
+  _globals['_LISTMODELSRESPONSE']._serialized_end=283
+  _globals['_GETMODELREQUEST']._serialized_start=285
+  _globals['_GETMODELREQUEST']._serialized_end=324
+  _globals['_GETMODELRESPONSE']._serialized_start=326
+  _globals['_GETMODELRESPONSE']._serialized_end=385
+  _globals['_GETSTATISTICSREQUEST']._serialized_start=387
+  _globals['_GETSTATISTICSREQUEST']._serialized_end=457
+  _globals['_GETSTATISTICSRESPONSE']._serialized_start=460
+  _globals['_GETSTATISTICSRESPONSE']._serialized_end=598
+  _globals['_MODELSERVICE']._serialized_start=601
+  _globals['_MODELSERVICE']._serialized_end=864
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ What is served, and how it fares."""
 
 from collections import abc as abc
 from forebay.v1 import model_pb2 as model_pb2
+from forebay.v1 import statistics_pb2 as statistics_pb2
 from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
 from google.protobuf.internal import containers as containers
@@ -118,16 +119,22 @@ class GetStatisticsRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
+    BUCKETS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The model's name; empty for all models."""
+    buckets: builtins.bool
+    """Whether to tell the buckets of all durations, too. The difference of two answers has the quantiles of the time between
+    them.
+    """
     def __init__(
         self,
         *,
         model: builtins.str | None = ...,
+        buckets: builtins.bool | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["buckets", b"buckets", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -138,17 +145,23 @@ class GetStatisticsResponse(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     STATISTICS_FIELD_NUMBER: builtins.int
+    SERVER_FIELD_NUMBER: builtins.int
     @builtins.property
     def statistics(self) -> containers.RepeatedCompositeFieldContainer[model_pb2.ModelStatistics]:
         """One entry for each version of each model that was asked for, by name and newest version first."""
+
+    @builtins.property
+    def server(self) -> statistics_pb2.ServerStatistics:
+        """The server as a whole."""
 
     def __init__(
         self,
         *,
         statistics: abc.Iterable[model_pb2.ModelStatistics] | None = ...,
+        server: statistics_pb2.ServerStatistics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["server", b"server"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["statistics", b"statistics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["server", b"server", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

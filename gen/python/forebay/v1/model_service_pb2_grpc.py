@@ -83,7 +83,8 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetStatistics(self, request, context):
-        """Tells what models have done since the server started, and their cost models.
+        """Tells what the server and its models have done since it started, what they do now, and the models' cost models.
+        `forebay top` asks for it once a second.
 
         Errors:
         * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.

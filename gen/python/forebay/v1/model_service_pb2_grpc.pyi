@@ -51,7 +51,8 @@ class ModelServiceStub:
     * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
     """
     GetStatistics: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetStatisticsRequest, _model_service_pb2.GetStatisticsResponse]
-    """Tells what models have done since the server started, and their cost models.
+    """Tells what the server and its models have done since it started, what they do now, and the models' cost models.
+    `forebay top` asks for it once a second.
 
     Errors:
     * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
@@ -81,7 +82,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     * NOT_FOUND: no such model (MODEL_NOT_FOUND). Do not retry.
     """
     GetStatistics: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetStatisticsRequest, _model_service_pb2.GetStatisticsResponse]  # type: ignore[assignment]
-    """Tells what models have done since the server started, and their cost models.
+    """Tells what the server and its models have done since it started, what they do now, and the models' cost models.
+    `forebay top` asks for it once a second.
 
     Errors:
     * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
@@ -126,7 +128,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.GetStatisticsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.GetStatisticsResponse, _abc.Awaitable[_model_service_pb2.GetStatisticsResponse]]:
-        """Tells what models have done since the server started, and their cost models.
+        """Tells what the server and its models have done since it started, what they do now, and the models' cost models.
+        `forebay top` asks for it once a second.
 
         Errors:
         * INVALID_ARGUMENT: the text can't be a model's name (INVALID_TENSOR). Do not retry.
