@@ -24,7 +24,7 @@ Threads: all calls come from one thread.
 """
 
 import random as random_module
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
@@ -201,6 +201,24 @@ class Core:
                 return admission.refuse(self._books, request, found)
             request.lane = found
         return admission.admit(self._books, request, now)
+
+    def admit_alike(self, requests: Sequence[Request], now: float) -> list[tuple[Request, ForebayError]]:
+        """Queues requests that are equal but for their data, with the same outcome as `admit` one after the other.
+
+        Returns:
+            Those that are refused, and why.
+        """
+        refused: list[tuple[Request, ForebayError]] = []
+        position, count = 0, len(requests)
+        while position < count:
+            request = requests[position]
+            position += 1
+            error = self.admit(request, now)
+            if error is not None:
+                refused.append((request, error))
+            elif position < count and not requests[position].lane.dropped:
+                position += admission.admit_alike(self._books, requests[position:], now)
+        return refused
 
     def cancel(self, request: Request, now: float) -> bool:
         """Nobody wants the result any more. Harmless for a request that has ended.

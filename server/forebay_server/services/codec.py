@@ -9,8 +9,9 @@ response back with the generated messages.
 It does not look at requests' tensors (`services.validation` does) and keeps no request.
 """
 
-from collections.abc import Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from google.protobuf import duration_pb2
@@ -34,6 +35,9 @@ class Outputs(Protocol):
         self, index: int, start: int, rows: int, shapes: Sequence[tuple[int, ...]] | None = None
     ) -> tuple[bytes, tuple[int, ...]]:
         """The little-endian bytes and the shape of some rows of one output."""
+
+    def small(self, index: int) -> tuple[bytes, int, tuple[int, ...]] | None:
+        """An output as bytes, the bytes in a row, and the shape of a batch of one row; None if `data` must be asked."""
 
 
 def parameters_of(message: inference_pb2.PredictRequest) -> dict[str, ParameterValue] | None:
@@ -167,6 +171,20 @@ class Encoder:
         parts.append(tail)
         return b"".join(parts)
 
+    def rows(self, outputs: Outputs) -> tuple[bytes, bytes, int] | None:
+        """What the responses to requests of one row, without padding or tail, are made of; None if `encode` must do it.
+
+        Returns:
+            What comes before the data; the data of all rows; the bytes in a row.
+        """
+        only = self._only
+        small = None if only is None else outputs.small(only.index)
+        if only is None or small is None:
+            return None
+        whole, size, shape = small
+        head = only.heads.get(shape)
+        return None if head is None else (self._base + head, whole, size)
+
     def empty(self, tail: bytes = b"") -> bytes:
         """The response to a request of no rows: every output without elements, its free dimensions 0."""
         parts = [self._base]
@@ -201,6 +219,8 @@ def varint(number: int) -> bytes:
     """An unsigned integer as protobuf writes it."""
     if number < _SMALL:
         return _VARINTS[number]
+    if 0x3FFF < number < 0x200000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
     return _varint(number)
 
 
@@ -229,6 +249,8 @@ _ID = _tag(inference_pb2.StreamResult, "id")
 _RESPONSE = _tag(inference_pb2.StreamResult, "response")
 _ERROR = _tag(inference_pb2.StreamResult, "error")
 
+_ID_MOST: Final = 10
+"""Bytes of an id."""
 _SMALL_RESPONSE: Final = 1024
 """Bytes; what is around a smaller response is remembered, by its length and that of the id."""
 _FRAMES: dict[int, tuple[bytes, bytes]] = {}
@@ -250,18 +272,54 @@ def result_part(item: int, response: bytes) -> bytes:
         item: Its id.
         response: A serialized `PredictResponse`.
     """
-    ident = _VARINTS[item] if item < _SMALL else _varint(item)
+    ident = _VARINTS[item] if item < _SMALL else varint(item)
     size = len(response)
     if size >= _SMALL_RESPONSE:
-        inner = _ID + ident + _RESPONSE + _varint(size)
-        return _RESULTS + _varint(len(inner) + size) + inner + response
+        before, after = _frame(len(ident), size)
+        return before + ident + after + response
     place = size * 16 + len(ident)
     frame = _FRAMES.get(place)
     if frame is None:
-        after = _RESPONSE + _varint(size)
-        length = len(_ID) + len(ident) + len(after) + size
-        frame = _FRAMES[place] = (_RESULTS + _varint(length) + _ID, after)
+        frame = _FRAMES[place] = _frame(len(ident), size)
     return frame[0] + ident + frame[1] + response
+
+
+def _frame(id_length: int, size: int) -> tuple[bytes, bytes]:
+    """What comes before the id of a result, and between that and the response, by the lengths of both."""
+    after = _RESPONSE + _varint(size)
+    return _RESULTS + _varint(len(_ID) + id_length + len(after) + size) + _ID, after
+
+
+class Identified(Protocol):
+    """Something with the id of an item."""
+
+    ident: int
+
+
+def row_parts(items: Iterable[tuple[Identified, int]], before: bytes, whole: bytes, size: int) -> list[bytes]:
+    """`result_part` for many items, by what `Encoder.rows` gives.
+
+    Args:
+        items: Each item, and its row.
+        before: What comes before the data of a row.
+        whole: The data of all rows.
+        size: The bytes in a row.
+    """
+    frames = _row_frames(before, size)
+    parts: list[bytes] = []
+    for item, row in items:
+        number = item.ident
+        ident = _VARINTS[number] if number < _SMALL else varint(number)
+        start, after = frames[len(ident)]
+        parts.append(start + ident + after + whole[row * size : (row + 1) * size])
+    return parts
+
+
+@lru_cache(MAX_HEADS)
+def _row_frames(before: bytes, size: int) -> list[tuple[bytes, bytes]]:
+    """By the length of an id, what comes before it, and between it and the data of a row."""
+    frames = [_frame(id_length, len(before) + size) for id_length in range(_ID_MOST + 1)]
+    return [(start, after + before) for start, after in frames]
 
 
 def error_part(item: int, status: bytes) -> bytes:
@@ -324,6 +382,71 @@ def split_items(  # noqa: C901, PLR0911, PLR0912 - short integers are read witho
     except (IndexError, DecodeError):
         return None
     return items
+
+
+class FirstItem(NamedTuple):
+    """The first item of a `StreamPredictRequest`, by its places in the message."""
+
+    id_start: int
+    id_end: int
+    start: int
+    """Where its request begins."""
+    end: int
+    stop: int
+    """Where the item ends."""
+    timeout: float | None
+
+
+def first_item(body: bytes) -> FirstItem | None:
+    """The first item of a `StreamPredictRequest`; None if `split_items` would not know it."""
+    try:
+        if body[0] != _ITEMS:
+            return None
+        length, position = _read_varint(body, 1)
+        stop = position + length
+        if stop > len(body) or body[position] != _ITEM_ID:
+            return None
+        _, id_end = _read_varint(body, position + 1)
+        if body[id_end] != _ITEM_REQUEST:
+            return None
+        length, start = _read_varint(body, id_end + 1)
+        end = start + length
+        timeout = None
+        if end != stop:
+            if body[end] != _ITEM_TIMEOUT or end + 2 + body[end + 1] != stop:
+                return None
+            timeout = _timeout(body[end + 2 : stop])
+    except (IndexError, DecodeError):
+        return None
+    return FirstItem(position + 1, id_end, start, end, stop, timeout)
+
+
+def ids_of_alike(body: bytes, first: FirstItem, data_start: int, data_end: int) -> list[int] | None:
+    """The ids of items that differ in their ids and in some bytes only; None if they differ in more.
+
+    Args:
+        body: A `StreamPredictRequest` whose length is a multiple of its first item's.
+        first: That.
+        data_start: The bytes of the first item that may be others in the others.
+        data_end: Where they end.
+    """
+    stride = first.stop
+    count = len(body) // stride
+    table = np.frombuffer(body, np.uint8).reshape(count, stride)
+    for start, end in ((0, first.id_start), (first.id_end, data_start), (data_end, stride)):
+        if table[:, start:end].tobytes() != body[start:end] * count:
+            return None
+    # The digits of all ids, the last one first: it is below 128, the others are not.
+    digits = body[first.id_end - 1 :: stride]
+    if not digits.isascii():
+        return None
+    ids = list(digits)
+    for place in range(first.id_end - 2, first.id_start - 1, -1):
+        digits = body[place::stride]
+        if min(digits) < 0x80:
+            return None
+        ids = [number << 7 | digit & 0x7F for number, digit in zip(ids, digits, strict=True)]
+    return ids
 
 
 def _timeout(serialized: bytes) -> float:
