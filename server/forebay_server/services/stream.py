@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from forebay_server.errors import ForebayError
 from forebay_server.scheduling.request import Batch
-from forebay_server.services.codec import Outputs, error_part, result_part, row_parts
+from forebay_server.services.codec import Outputs
+from forebay_server.services.framing import error_part, result_part, row_parts
 from forebay_server.services.pending import Inference
 from forebay_server.services.status import internal, status_bytes
 

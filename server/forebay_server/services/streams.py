@@ -1,9 +1,9 @@
 """`StreamPredict`: many requests over one stream, answered in messages of many results.
 
 Life of a stream: OPEN gives it credit for its first message. Each message's items are built and admitted like unary
-requests; what fails at once is a result like any other. Results gather in the stream, and `flush`, which the dispatcher
-calls at the end of each turn, sends what has gathered as few messages, gives credit for more items, and finishes the
-stream when the caller has closed its side and everything is answered.
+requests, all at once if they differ in ids and data only; what fails at once is a result like any other. Results gather
+in the stream, and `flush`, which the dispatcher calls at the end of each turn, sends what has gathered as few messages,
+gives credit for more items, and finishes the stream when the caller has closed its side and everything is answered.
 
 Flow control. *Items in flight* are those accepted whose results are not handed to the wire; in order, a finished item
 that waits for an earlier one counts. A stream whose window is full gets no credit, so HTTP/2 slows its caller down.
@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError
 from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
-from forebay_server.services.codec import (
+from forebay_server.services.framing import (
     error_part,
     first_item,
     ids_of_alike,
