@@ -55,6 +55,33 @@ def test_answers_may_come_from_any_thread_and_in_any_order(server, channel):
     assert [future.result() for future in futures] == [b"to %d" % index for index in range(5)]
 
 
+def test_calls_are_answered_while_arrivals_are_gathered(server, channel, call):
+    """Arrivals may wait for each other, but not long, and nothing is lost or exchanged."""
+    server.wire.gather(time.monotonic() + 60.0)
+    with ThreadPoolExecutor(16) as pool:
+        bodies = [b"%d" % index for index in range(200)]
+        assert list(pool.map(lambda body: call(channel, "Echo", body), bodies)) == bodies
+    server.wire.gather(0.0)
+    assert call(channel, "Echo", b"last") == b"last"
+
+
+def test_time_that_an_arrival_waits_for_others_is_the_callers(adapter, server, raw):
+    """The deadline that the dispatcher sees does not count from when the rest was over."""
+    if adapter != "native":
+        pytest.skip("it does not gather")
+    client = raw()
+    server.wire.gather(time.monotonic() + 60.0)
+    sent = []
+    for _ in range(20):
+        sent.append(time.monotonic())
+        stream = client.request("Echo", ("grpc-timeout", "5S"))
+        client.data(stream, client.frame(b""), end=True)
+        assert client.status(stream) == 0
+    deadlines = [event[4] for event in server.wait(CALL, "Echo", count=20)]
+    # A thread that is not run in time may spoil some.
+    assert sum(deadline <= at + 5.0 for deadline, at in zip(deadlines, sent, strict=True)) >= 10
+
+
 # --- statuses --------------------------------------------------------------------------------------------------------
 
 

@@ -259,6 +259,10 @@ class Runner:
 
     # --- What is going on -----------------------------------------------------------------------------------------
 
+    def busy_until(self, now: float) -> float:
+        """Until when nothing that comes could run; 0 if it could now. See `Core.busy_until`."""
+        return self.core.busy_until(now)
+
     def longest_batch(self) -> float:
         """Seconds that a turn may spend in inline batches before something is wrong; 0 without inline instances.
 

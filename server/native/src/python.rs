@@ -13,6 +13,7 @@ use crate::clock::{Clock, duration};
 use crate::config::{self, Settings};
 use crate::figures::Figures;
 use crate::framing::{self, Payload};
+use crate::gathering::Gathering;
 use crate::headers::{Metadata, Value};
 use crate::listen;
 use crate::outbox::Levels;
@@ -53,7 +54,7 @@ impl Server {
     /// `config` is a `wire.port.WireConfig`, `peer` the class `wire.port.Peer`.
     #[new]
     fn new(config: &Bound<'_, PyAny>, peer: Py<PyAny>) -> PyResult<Self> {
-        let now = config.py().import("time")?.call_method0("monotonic")?.extract()?;
+        let clock = Clock::new(config.py().import("time")?.call_method0("monotonic")?.extract()?);
         Ok(Self {
             joint: Arc::new(Joint {
                 events: Arc::new(Events::default()),
@@ -61,7 +62,8 @@ impl Server {
                 levels: Arc::new(Levels::default()),
                 figures: Arc::new(Figures::default()),
                 settings: Arc::new(Settings::read(config)?),
-                clock: Clock::new(now),
+                gathering: Arc::new(Gathering::new(clock)),
+                clock,
             }),
             certificates: Mutex::default(),
             thread: Mutex::default(),
@@ -108,6 +110,11 @@ impl Server {
     /// Ends the present or next `take` early.
     fn wake(&self) {
         self.joint.events.wake();
+    }
+
+    /// Lets what arrives before then, in `time.monotonic()` seconds, wait for more.
+    fn gather(&self, until: f64) {
+        self.joint.gathering.set(until);
     }
 
     /// Sets the watchdog. `dump_signal` is raised before the end; 0: none.
