@@ -112,6 +112,21 @@ def test_details_and_trailers_arrive(server, channel, error):
     assert trailers["x-more"] == "text"
 
 
+def test_each_of_many_failures_reaches_its_own_call(server, channel):
+    """Failures that are answered together, some of them the same object, are not taken for each other."""
+    futures = [channel.unary_unary(PATH + "Hold").future(b"%d" % index, timeout=10) for index in range(8)]
+    full, broken = Failure(8, "full", b"\x08\x08", (("x-more", "text"),)), Failure(13, "broken")
+    failures = [full, full, broken, broken, full, Failure(8, "another"), full, broken]
+    events = server.wait(CALL, "Hold", count=8)
+    server.answer([(FAIL, event[1], failures[int(event[3])]) for event in sorted(events, key=lambda event: event[3])])
+    for future, failure in zip(futures, failures, strict=True):
+        caught = future.exception()
+        trailers = {key: value for key, value in caught.trailing_metadata() if not key.startswith("content")}
+        details = {} if failure.details is None else {"grpc-status-details-bin": failure.details}
+        assert (caught.code().value[0], caught.details()) == (failure.code, failure.message)
+        assert trailers == dict(failure.trailers) | details
+
+
 def test_errors_are_trailers_only(server, raw):
     """An error before any message is one HEADERS frame that ends the stream, so that proxies see it."""
     server.failure = Failure(14, "a b%", b"\x01\x02")
