@@ -35,15 +35,13 @@ from forebay_server.scheduling.events import REFUSED
 from forebay_server.scheduling.queue import Lane, Queue, next_serial
 from forebay_server.scheduling.request import Request, State
 from forebay_server.scheduling.shares import Share
-from forebay_server.scheduling.state import DOUBT, TRUST, Books, Model, seconds_of
+from forebay_server.scheduling.state import DOUBT, NOISE, TRUST, Books, Model, seconds_of
 
 RETRY_LEAST = 0.010
 RETRY_MOST = 30.0
 RETRY_JITTER = 0.2
 
 ROUNDING = 1.0 + 1e-9
-NOISE = 1.25
-"""Batches take up to about this much longer than the mean that is predicted."""
 
 WAITING = State.WAITING
 EXPIRED_ON_ARRIVAL = "the deadline had passed when the request came"
