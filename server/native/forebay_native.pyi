@@ -31,6 +31,9 @@ class Server:
     def wake(self) -> None:
         """Ends the present or next `take` early."""
 
+    def gather(self, until: float) -> None:
+        """Lets what arrives before then wait for more."""
+
     def watch(self, budget: float | None, dump_signal: int) -> None:
         """Sets the watchdog. `dump_signal` is raised, to write Python's stacks, before the process ends; 0: none."""
 

@@ -230,7 +230,7 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What pages find in their folder: the demo's model, a few of its images, Envoy's descriptor set, examples, clients."""
+    """What pages find: the demo's model, a few of its images, Envoy's descriptor set, examples, and clients."""
     folder = tmp_path_factory.mktemp("clone")
     train(folder / "build" / "demo" / "digits.onnx")
     (folder / "build" / "envoy").mkdir()

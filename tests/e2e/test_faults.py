@@ -49,6 +49,31 @@ def test_rejected_rows_hurt_nobody_else(serve, call):
             assert np.array_equal(array_of(future.result().outputs[0]), row(index))
 
 
+def test_bad_items_hurt_no_other_of_their_message(serve, call):
+    """Of messages of 32 items, which are taken up together, those that the engine can't run fail alone."""
+    caller = call(serve(synthetic(poison=-1.0, batching=BatchingConfig(max_batch_size=24))))
+
+    def messages():
+        for begin in range(0, 640, 32):
+            items = [
+                inference_pb2.StreamItem(id=1000 + n, request=request_of("model", row(-1.0 if n % 150 == 77 else n)))
+                for n in range(begin, begin + 32)
+            ]
+            yield inference_pb2.StreamPredictRequest(items=items)
+
+    results = {
+        result.id - 1000: result
+        for message in caller.inference.StreamPredict(messages(), timeout=30)
+        for result in message.results
+    }
+    assert sorted(results) == list(range(640))
+    for n, result in results.items():
+        if n % 150 == 77:
+            assert result.error.code == grpc.StatusCode.INTERNAL.value[0]
+        else:
+            assert np.array_equal(array_of(result.response.outputs[0]), row(n))
+
+
 def test_chance_failures_are_told_from_poison(serve, call, together):
     """When batches fail by chance most requests still succeed, because halves are tried again."""
     caller = call(serve(synthetic(failure_rate=0.1, seed=3, batching=BatchingConfig(max_batch_size=16))))

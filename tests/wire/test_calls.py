@@ -55,6 +55,33 @@ def test_answers_may_come_from_any_thread_and_in_any_order(server, channel):
     assert [future.result() for future in futures] == [b"to %d" % index for index in range(5)]
 
 
+def test_calls_are_answered_while_arrivals_are_gathered(server, channel, call):
+    """Arrivals may wait for each other, but not long, and nothing is lost or exchanged."""
+    server.wire.gather(time.monotonic() + 60.0)
+    with ThreadPoolExecutor(16) as pool:
+        bodies = [b"%d" % index for index in range(200)]
+        assert list(pool.map(lambda body: call(channel, "Echo", body), bodies)) == bodies
+    server.wire.gather(0.0)
+    assert call(channel, "Echo", b"last") == b"last"
+
+
+def test_time_that_an_arrival_waits_for_others_is_the_callers(adapter, server, raw):
+    """The deadline that the dispatcher sees does not count from when the rest was over."""
+    if adapter != "native":
+        pytest.skip("it does not gather")
+    client = raw()
+    server.wire.gather(time.monotonic() + 60.0)
+    sent = []
+    for _ in range(20):
+        sent.append(time.monotonic())
+        stream = client.request("Echo", ("grpc-timeout", "5S"))
+        client.data(stream, client.frame(b""), end=True)
+        assert client.status(stream) == 0
+    deadlines = [event[4] for event in server.wait(CALL, "Echo", count=20)]
+    # A thread that is not run in time may spoil some.
+    assert sum(deadline <= at + 5.0 for deadline, at in zip(deadlines, sent, strict=True)) >= 10
+
+
 # --- statuses --------------------------------------------------------------------------------------------------------
 
 
@@ -83,6 +110,21 @@ def test_details_and_trailers_arrive(server, channel, error):
     assert trailers["grpc-status-details-bin"] == bytes(range(256))
     assert trailers["grpc-retry-pushback-ms"] == "17"
     assert trailers["x-more"] == "text"
+
+
+def test_each_of_many_failures_reaches_its_own_call(server, channel):
+    """Failures that are answered together, some of them the same object, are not taken for each other."""
+    futures = [channel.unary_unary(PATH + "Hold").future(b"%d" % index, timeout=10) for index in range(8)]
+    full, broken = Failure(8, "full", b"\x08\x08", (("x-more", "text"),)), Failure(13, "broken")
+    failures = [full, full, broken, broken, full, Failure(8, "another"), full, broken]
+    events = server.wait(CALL, "Hold", count=8)
+    server.answer([(FAIL, event[1], failures[int(event[3])]) for event in sorted(events, key=lambda event: event[3])])
+    for future, failure in zip(futures, failures, strict=True):
+        caught = future.exception()
+        trailers = {key: value for key, value in caught.trailing_metadata() if not key.startswith("content")}
+        details = {} if failure.details is None else {"grpc-status-details-bin": failure.details}
+        assert (caught.code().value[0], caught.details()) == (failure.code, failure.message)
+        assert trailers == dict(failure.trailers) | details
 
 
 def test_errors_are_trailers_only(server, raw):

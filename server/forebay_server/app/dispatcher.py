@@ -95,6 +95,7 @@ class Dispatcher:
         self._watchdog = watchdog
         self._resting = False
         self._budget: float | None = None
+        self._gathers = 0.0
         self._held_bytes = held_bytes
         self._clock = clock
         self._posted: deque[Callable[[], None]] = deque()
@@ -197,6 +198,7 @@ class Dispatcher:
                     self._fault(event, fault)
             self._tick(now)
             timeout = self._soonest(turn(clock()))
+            self._gather(now)
             for flush in flushes:
                 flush()
             if outbox:
@@ -205,6 +207,13 @@ class Dispatcher:
                 for call in full:
                     for tell in on_full:  # each knows its own calls
                         tell(call)
+
+    def _gather(self, now: float) -> None:
+        """Tells the front end until when nothing that arrives could run, if that has changed."""
+        until = self._runner.busy_until(now)
+        if until != self._gathers:
+            self._gathers = until
+            self._wire.gather(until)
 
     def _handlers(self) -> list[list[Handler]]:
         """By kind of event, then by method."""

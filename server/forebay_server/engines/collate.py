@@ -298,6 +298,14 @@ class BatchOutputs:
             return encode_bytes_elements(array.reshape(-1).tolist()), array.shape
         return array.tobytes(), array.shape
 
+    def small(self, index: int) -> tuple[bytes, int, tuple[int, ...]] | None:
+        """An output of which requests that are not padded get slices: its bytes, and the bytes and the shape of a row.
+
+        None if it is large, or its rows can't be told apart by their size.
+        """
+        small = self._small[index] or self._prepare(index)
+        return None if small is None else (small[0], small[1], small[3])
+
     def _prepare(self, index: int) -> tuple[bytes, int, tuple[int, ...], tuple[int, ...]] | None:
         """A small output as bytes, the bytes in a row, a row's shape, and the shape of a batch of one."""
         array = self.arrays[index]

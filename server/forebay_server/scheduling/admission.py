@@ -15,6 +15,7 @@ is too long for such deadlines. The margin, between 1 and 4, follows the ratio o
 measures it).
 """
 
+from collections.abc import Sequence
 from heapq import heappush
 from math import inf
 
@@ -34,15 +35,13 @@ from forebay_server.scheduling.events import REFUSED
 from forebay_server.scheduling.queue import Lane, Queue, next_serial
 from forebay_server.scheduling.request import Request, State
 from forebay_server.scheduling.shares import Share
-from forebay_server.scheduling.state import DOUBT, TRUST, Books, Model, seconds_of
+from forebay_server.scheduling.state import DOUBT, NOISE, TRUST, Books, Model, seconds_of
 
 RETRY_LEAST = 0.010
 RETRY_MOST = 30.0
 RETRY_JITTER = 0.2
 
 ROUNDING = 1.0 + 1e-9
-NOISE = 1.25
-"""Batches take up to about this much longer than the mean that is predicted."""
 
 WAITING = State.WAITING
 EXPIRED_ON_ARRIVAL = "the deadline had passed when the request came"
@@ -152,6 +151,85 @@ def admit(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per
     model.held_bytes += nbytes
     books.held_bytes += nbytes
     return None
+
+
+def admit_alike(  # noqa: PLR0915  as `admit`
+    books: Books, requests: Sequence[Request], now: float
+) -> int:
+    """Queues requests that differ in their data only, up to one that needs a closer look; `admit` sees to that.
+
+    One like them has just been admitted at this instant, so there is nothing to open or to wake. What it leaves is the
+    same, to the last bit, as after `admit` for one after the other: it repeats that for what differs.
+
+    Returns:
+        How many are queued.
+    """
+    first = requests[0]
+    lane, deadline, rows, nbytes = first.lane, first.deadline, first.rows, first.nbytes
+    model = lane.model
+    tier = lane.tiers[first.level]
+    queue = tier.queues.get((first.tenant, first.priority))
+    due = min(deadline, now + tier.horizon)
+    if queue is None or not queue.line or due < queue.line[-1].due:
+        return 0
+    share = queue.share
+    tenant = share.tenant
+    room = (model.policy.max_queued_rows - model.rows) // rows
+    if tenant.max_rows and first.level == 0:
+        room = min(room, (tenant.max_rows - tenant.rows) // rows)
+    if nbytes:
+        room = min(room, (books.policy.max_held_bytes - books.held_bytes - books.external_bytes) // nbytes)
+    if room < len(requests):
+        requests = requests[: max(0, room)]
+
+    cost = rows * lane.row_cost
+    half = 0.5 * cost
+    busy_weight, weight = model.busy_weight, share.weight
+    own, total = share.cost, model.cost
+    full = lane.cap_seconds
+    alone = lane.one_seconds if rows == 1 else _alone(lane, rows)
+    usable = len(model.usable)
+    until = min(0.0 if slot.batch is None else slot.until for slot in model.usable)
+    running = max(0.0, until - now) if until else 0.0
+    rides = cost if rows <= lane.cap else 0.0
+    later = max(alone, min(full * NOISE, 0.5 * (deadline - now)))
+    trust = DOUBT if now - model.confirmed > TRUST else 1.0
+    margin = model.margin
+    taken = 0
+    for request in requests:
+        wait = (own + half) * busy_weight / weight - half
+        if wait > total:  # noqa: PLR1730  `min` would be felt
+            wait = total
+        with_it = wait + rides
+        if until or with_it > full * ROUNDING:
+            wait = running + (with_it / ROUNDING // full * full if full else wait) / usable
+            seconds = later
+        else:
+            seconds = min(wait + alone, full)
+            wait = 0.0
+        if full and now + wait * margin + seconds * trust > deadline:
+            break
+        request.state = WAITING
+        request.cost = cost
+        request.expected = wait
+        request.queue = queue
+        request.due = due
+        own += cost
+        total += cost
+        taken += 1
+    queue.line.extend(requests if taken == len(requests) else requests[:taken])
+    taken_rows, taken_bytes = taken * rows, taken * nbytes
+    queue.rows += taken_rows
+    tier.rows += taken_rows
+    share.rows += taken_rows
+    share.cost = own
+    if first.level == 0:
+        tenant.rows += taken_rows
+    model.rows += taken_rows
+    model.cost = total
+    model.held_bytes += taken_bytes
+    books.held_bytes += taken_bytes
+    return taken
 
 
 def refuse(books: Books, request: Request, error: ForebayError) -> ForebayError:

@@ -24,7 +24,7 @@ Threads: all calls come from one thread.
 """
 
 import random as random_module
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
@@ -35,8 +35,8 @@ from forebay_server.scheduling.events import BATCH, DONE, MOST, OK, SERVED, Even
 from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import Bucket, ModelKey, ModelPolicy, ServerPolicy
 from forebay_server.scheduling.queue import Lane, Split
-from forebay_server.scheduling.request import Batch, Part, Request, State
-from forebay_server.scheduling.state import Books, Model, Slot, patience, reckon
+from forebay_server.scheduling.request import Batch, Level, Part, Request, State
+from forebay_server.scheduling.state import TRUST, Books, Model, Slot, patience, reckon
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     # `admit` refuses it, or queues it.
@@ -64,6 +64,10 @@ SUCCEEDED = State.SUCCEEDED
 _APART = "apart"
 _FREE_RECKONING = 16
 """A lane's cap is worked out again after each of its first batches, then after each sixteenth."""
+
+
+_NEAR_END = 0.9
+"""The part of its predicted time after which a batch may be done at any moment."""
 
 
 class ModelFigures(NamedTuple):
@@ -203,6 +207,24 @@ class Core:
                 return admission.refuse(self._books, request, found)
             request.lane = found
         return admission.admit(self._books, request, now)
+
+    def admit_alike(self, requests: Sequence[Request], now: float) -> list[tuple[Request, ForebayError]]:
+        """Queues requests that are equal but for their data, with the same outcome as `admit` one after the other.
+
+        Returns:
+            Those that are refused, and why.
+        """
+        refused: list[tuple[Request, ForebayError]] = []
+        position, count = 0, len(requests)
+        while position < count:
+            request = requests[position]
+            position += 1
+            error = self.admit(request, now)
+            if error is not None:
+                refused.append((request, error))
+            elif position < count and not requests[position].lane.dropped:
+                position += admission.admit_alike(self._books, requests[position:], now)
+        return refused
 
     def cancel(self, request: Request, now: float) -> bool:
         """Nobody wants the result any more. Harmless for a request that has ended.
@@ -363,6 +385,25 @@ class Core:
             elif slot.model.start_at < at and slot in slot.model.usable:
                 at = slot.model.start_at
         return at
+
+    def busy_until(self, now: float) -> float:
+        """Until when nothing that comes could run; 0 if it could now.
+
+        That is so while all instances run a batch and have a full one of online requests waiting, until shortly before
+        the first of these batches should end: what comes by then takes its place among those that wait. Models that
+        have run nothing for a second do not count.
+        """
+        until = inf
+        for slot in self._books.slots.values():
+            batch, model = slot.batch, slot.model
+            if batch is None:
+                if now - model.confirmed < TRUST and not slot.dead:
+                    return 0.0
+            elif batch.lane.tiers[Level.ONLINE].rows < batch.lane.cap:
+                return 0.0
+            else:
+                until = min(until, batch.dispatched + _NEAR_END * (slot.until - batch.dispatched))
+        return 0.0 if until == inf else until
 
     def drain(self, now: float) -> None:  # noqa: ARG002  every call that changes anything takes the time
         """Refuses what comes from now on, and lets nothing wait for company any more."""

@@ -7,8 +7,9 @@
    the cost model's best size, what memory allows, and the largest size whose predicted time still meets the tightest
    deadline in the batch, whosever it is; one that can't go along any more is left for the next batch. A request with
    more rows than the cap is cut; others never are.
-4. A request that could not meet its deadline even alone is expired, not run; so is, while more than a full batch waits,
-   one that would make the batch so small that the engine is wasted.
+4. A request that could not meet its deadline even alone is expired, not run. So is, while more than a full batch waits,
+   one that would make the batch so small that the engine is wasted, and one whose batch must not take a little longer
+   than predicted: another will be in time for certain.
 5. Slots between the batch and the size that it is padded to are free: jobs get them.
 6. With a delay, a lane that is not full yet is left until its oldest request has waited that long, and not if that
    would cost a deadline.
@@ -22,15 +23,19 @@ from math import inf
 from forebay_server.scheduling.bisection import rerun
 from forebay_server.scheduling.queue import Lane, Queue, Split, Tier
 from forebay_server.scheduling.request import Batch, Level, Part, Reason, Request, State
-from forebay_server.scheduling.state import DOUBT, TRUST, Books, Model, Slot, leave, seconds_of, start
+from forebay_server.scheduling.state import DOUBT, NOISE, TRUST, Books, Model, Slot, leave, seconds_of, start
 
 WAITING = State.WAITING
 RUNNING = State.RUNNING
-MARGIN_STEP = 0.05
+MARGIN_RISE = 0.25
+MARGIN_FALL = 0.05
+"""The margin goes up faster than it comes down, so it is nearer to the longer waits than to their mean: at the mean,
+every second request under overload would be let in only to be late."""
+EXCESS_MOST = 1.0
+"""No wait counts for more than so much over the margin: one alone says little."""
 MARGIN_MOST = 4.0
 MARGIN_GRAIN = 0.001
 """Seconds added to both waits before they are compared: what is shorter than a turn of the dispatcher says nothing."""
-RATIO_MOST = 8.0
 DEAR = 0.9
 """With a backlog no deadline may cost more than a tenth of the throughput."""
 DELAY_SLACK = 0.001
@@ -120,7 +125,8 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
     if level is Level.ONLINE:  # How long jobs wait for a gap says nothing of the others.
         first = parts[0].request
         ratio = (now - first.arrival + MARGIN_GRAIN) / (first.expected + MARGIN_GRAIN)
-        margin = model.margin + MARGIN_STEP * (min(ratio, RATIO_MOST) - model.margin)
+        excess = min(ratio - model.margin, EXCESS_MOST)
+        margin = model.margin + excess * (MARGIN_RISE if excess > 0.0 else MARGIN_FALL)
         model.margin = min(max(margin, 1.0), MARGIN_MOST)
     if policy.max_delay > 0.0 and tier.rows:
         _look_again(tier, lane.cap)
@@ -197,7 +203,8 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
     row_cost = lane.row_cost
     per_row = row_cost / share.weight
     tag = virtual = share.tag
-    safe = now + (lane.cap_seconds if cap == lane.cap else seconds_of(lane, cap))
+    noise = NOISE if tier_rows > lane.cap else 1.0
+    safe = now + noise * (lane.cap_seconds if cap == lane.cap else seconds_of(lane, cap))
     full = False
     taken = 0
     waiting_cost = 0.0
@@ -217,7 +224,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
             break
         n = request.rows
         if request.deadline < safe:
-            fits = _fits(lane, request, min(cap, lane.cap), now)
+            fits = _fits(lane, request, min(cap, lane.cap), noise, now)
             if fits == 0 or (tier_rows >= lane.cap and _too_dear(queue, fits, min(cap, lane.cap), now)):
                 books.expire(request, now)
                 continue
@@ -226,7 +233,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
                 break
             if fits < cap:
                 cap = fits
-                safe = now + seconds_of(lane, cap)
+                safe = now + noise * seconds_of(lane, cap)
         if n > lane.cap or request.scheduled is not None:
             n, cost = _cut(queue, request, parts, cap - rows)
         elif rows + n > cap:
@@ -258,9 +265,12 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
     return rows, cap, full
 
 
-def _fits(lane: Lane, request: Request, cap: int, now: float) -> int:
-    """The largest batch of at most `cap` rows that meets a deadline; 0 if the request would miss it even alone."""
-    left = request.deadline - now
+def _fits(lane: Lane, request: Request, cap: int, noise: float, now: float) -> int:
+    """The largest batch of at most `cap` rows that meets a deadline; 0 if the request would miss it even alone.
+
+    Batches are taken to need `noise` times what is predicted.
+    """
+    left = (request.deadline - now) / noise
     if left <= 0.0:
         return 0
     least = min(request.rows, cap)

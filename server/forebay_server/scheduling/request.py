@@ -138,6 +138,22 @@ class Request:
         """
         raise NotImplementedError
 
+    together = False
+    """Whether `succeed_all` does better than `succeed` for each."""
+
+    @classmethod
+    def succeed_all(cls, done: list[Any], outputs: Any) -> list[Any]:
+        """Requests ran, of which the first is of this class and `together`: as `succeed` for those that it can do.
+
+        Args:
+            done: (request, its row in the outputs, None, or its pieces if it ran in parts) for each.
+            outputs: As for `succeed`.
+
+        Returns:
+            Those of `done` that are left.
+        """
+        raise NotImplementedError
+
     def fail(self, error: "ForebayError") -> None:
         """The request has no result."""
         raise NotImplementedError

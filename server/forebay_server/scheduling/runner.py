@@ -146,6 +146,13 @@ class Runner:
             self._tell()
         return error
 
+    def admit_alike(self, requests: Sequence[Request], now: float) -> list[tuple[Request, ForebayError]]:
+        """Queues requests that differ in their data only, as `admit` would one after the other; those refused."""
+        refused = self.core.admit_alike(requests, now)
+        if self.core.failures:
+            self._tell()
+        return refused
+
     def cancel(self, request: Request, now: float) -> bool:
         """Nobody wants the result any more; whether the request was still waiting. Harmless at any time."""
         return self.core.cancel(request, now)
@@ -212,6 +219,8 @@ class Runner:
         batch.completed = now
         done = self.core.finished(batch, outcome, now)
         outputs = getattr(outcome, "outputs", None)
+        if len(done) > 1 and done[0][0].together:
+            done = done[0][0].succeed_all(done, outputs)
         for request, start, pieces in done:
             try:
                 if pieces is None:
@@ -249,6 +258,10 @@ class Runner:
                     listener(key, usable, total)
 
     # --- What is going on -----------------------------------------------------------------------------------------
+
+    def busy_until(self, now: float) -> float:
+        """Until when nothing that comes could run; 0 if it could now. See `Core.busy_until`."""
+        return self.core.busy_until(now)
 
     def longest_batch(self) -> float:
         """Seconds that a turn may spend in inline batches before something is wrong; 0 without inline instances.

@@ -26,6 +26,8 @@ TRUST = 1.0
 DOUBT = 0.25
 """After that they are multiplied by this where they would turn a request away: one that is perhaps served is let
 through and brings a new measurement, so a wrong cost can't shut a model for good."""
+NOISE = 1.25
+"""Batches take up to about this much longer than the mean that is predicted."""
 UNKNOWN_ROW_COST = 1e-3
 """Seconds per row of a bucket without costs."""
 _SWEEP_AT = 256

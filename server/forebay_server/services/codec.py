@@ -1,10 +1,10 @@
-"""What goes back: responses and stream results as bytes, and the parameters of a request as plain values.
+"""What goes back: responses as bytes, and the parameters of a request as plain values.
 
 Nearly everything in a response is the same for all requests with the same outputs and shapes. A serialized protobuf
 message may be put together from serialized parts of it, so the constant parts are made once, by protobuf itself, and a
 response is these and the engine's bytes, joined: 0.2 microseconds, where mutating and serializing one message takes 0.5
 and building one 1.3 (`bench/micro_codec.py`, for one small output). The tests parse every kind of
-response back with the generated messages.
+response back with the generated messages. What is around the responses of a stream is written by `services.framing`.
 
 It does not look at requests' tensors (`services.validation` does) and keeps no request.
 """
@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 import numpy as np
-from google.protobuf import duration_pb2
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from forebay.v1 import inference_pb2, tensor_pb2
 from forebay_server.engines.base import ParameterValue
@@ -34,6 +33,9 @@ class Outputs(Protocol):
         self, index: int, start: int, rows: int, shapes: Sequence[tuple[int, ...]] | None = None
     ) -> tuple[bytes, tuple[int, ...]]:
         """The little-endian bytes and the shape of some rows of one output."""
+
+    def small(self, index: int) -> tuple[bytes, int, tuple[int, ...]] | None:
+        """An output as bytes, the bytes in a row, and the shape of a batch of one row; None if `data` must be asked."""
 
 
 def parameters_of(message: inference_pb2.PredictRequest) -> dict[str, ParameterValue] | None:
@@ -167,6 +169,20 @@ class Encoder:
         parts.append(tail)
         return b"".join(parts)
 
+    def rows(self, outputs: Outputs) -> tuple[bytes, bytes, int] | None:
+        """What the responses to requests of one row, without padding or tail, are made of; None if `encode` must do it.
+
+        Returns:
+            What comes before the data; the data of all rows; the bytes in a row.
+        """
+        only = self._only
+        small = None if only is None else outputs.small(only.index)
+        if only is None or small is None:
+            return None
+        whole, size, shape = small
+        head = only.heads.get(shape)
+        return None if head is None else (self._base + head, whole, size)
+
     def empty(self, tail: bytes = b"") -> bytes:
         """The response to a request of no rows: every output without elements, its free dimensions 0."""
         parts = [self._base]
@@ -192,174 +208,6 @@ def _readable(output: _Output, data: bytes, shape: tuple[int, ...]) -> bytes:
         numbers = np.frombuffer(data, NUMPY_DTYPES[output.data_type]).astype(np.float64)
         tensor.numbers.extend(numbers.tolist())
     return _serialized(inference_pb2.PredictResponse(outputs=[tensor]))
-
-
-# --- Streams: the ids and lengths around items and results differ from one to the next, so they are handled here. -----
-
-
-def varint(number: int) -> bytes:
-    """An unsigned integer as protobuf writes it."""
-    if number < _SMALL:
-        return _VARINTS[number]
-    return _varint(number)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-_SMALL: Final = 4096
-_VARINTS: Final = [_varint(number) for number in range(_SMALL)]
-
-
-def _tag(message: type[Message], field: str) -> bytes:
-    """The tag of a field: its number and how it is written (2: length and bytes, 0: an integer)."""
-    descriptor = message.DESCRIPTOR.fields_by_name[field]
-    length_delimited = descriptor.type in (descriptor.TYPE_MESSAGE, descriptor.TYPE_BYTES, descriptor.TYPE_STRING)
-    return _varint(descriptor.number << 3 | (2 if length_delimited else 0))
-
-
-_RESULTS = _tag(inference_pb2.StreamPredictResponse, "results")
-_ID = _tag(inference_pb2.StreamResult, "id")
-_RESPONSE = _tag(inference_pb2.StreamResult, "response")
-_ERROR = _tag(inference_pb2.StreamResult, "error")
-
-_SMALL_RESPONSE: Final = 1024
-"""Bytes; what is around a smaller response is remembered, by its length and that of the id."""
-_FRAMES: dict[int, tuple[bytes, bytes]] = {}
-
-(_ITEMS,) = _tag(inference_pb2.StreamPredictRequest, "items")
-(_ITEM_ID,) = _tag(inference_pb2.StreamItem, "id")
-(_ITEM_REQUEST,) = _tag(inference_pb2.StreamItem, "request")
-(_ITEM_TIMEOUT,) = _tag(inference_pb2.StreamItem, "timeout")
-
-MAX_TIMEOUTS: Final = 4096
-"""Distinct timeouts of items that are remembered."""
-_TIMEOUTS: dict[bytes, float] = {}
-
-
-def result_part(item: int, response: bytes) -> bytes:
-    """The part of a `StreamPredictResponse` that says that an item succeeded.
-
-    Args:
-        item: Its id.
-        response: A serialized `PredictResponse`.
-    """
-    ident = _VARINTS[item] if item < _SMALL else _varint(item)
-    size = len(response)
-    if size >= _SMALL_RESPONSE:
-        inner = _ID + ident + _RESPONSE + _varint(size)
-        return _RESULTS + _varint(len(inner) + size) + inner + response
-    place = size * 16 + len(ident)
-    frame = _FRAMES.get(place)
-    if frame is None:
-        after = _RESPONSE + _varint(size)
-        length = len(_ID) + len(ident) + len(after) + size
-        frame = _FRAMES[place] = (_RESULTS + _varint(length) + _ID, after)
-    return frame[0] + ident + frame[1] + response
-
-
-def error_part(item: int, status: bytes) -> bytes:
-    """The part of a `StreamPredictResponse` that says that an item failed.
-
-    Args:
-        item: Its id.
-        status: A serialized `google.rpc.Status`.
-    """
-    inner = _ID + varint(item) + _ERROR + varint(len(status))
-    return _RESULTS + varint(len(inner) + len(status)) + inner + status
-
-
-def split_items(  # noqa: C901, PLR0911, PLR0912 - short integers are read without a call
-    body: bytes, most: int
-) -> list[tuple[int, bytes, float | None]] | None:
-    """The ids, serialized requests and timeouts in seconds of a `StreamPredictRequest` that holds only such items.
-
-    None if it holds anything else or more than so many; then it has to be parsed. The requests are not looked at: they
-    may be anything.
-    """
-    items: list[tuple[int, bytes, float | None]] = []
-    position, end = 0, len(body)
-    try:
-        while position < end:
-            if body[position] != _ITEMS:
-                return None
-            length = body[position + 1]  # one byte, or two: what most lengths take, without a call
-            position += 2
-            if length > 0x7F:
-                if body[position] > 0x7F:
-                    length, position = _read_varint(body, position - 1)
-                else:
-                    length = length & 0x7F | body[position] << 7
-                    position += 1
-            stop = position + length
-            if stop > end or body[position] != _ITEM_ID:
-                return None
-            ident = body[position + 1]
-            position += 2
-            if ident > 0x7F:
-                ident, position = _read_varint(body, position - 1)
-            if body[position] != _ITEM_REQUEST:
-                return None
-            length = body[position + 1]
-            position += 2
-            if length > 0x7F:
-                length, position = _read_varint(body, position - 1)
-            request_end = position + length
-            timeout = None
-            if request_end != stop:
-                # A timeout is a message of at most 17 bytes, and the last of the item.
-                if body[request_end] != _ITEM_TIMEOUT or request_end + 2 + body[request_end + 1] != stop:
-                    return None
-                timeout = _timeout(body[request_end + 2 : stop])
-            if len(items) == most:
-                return None
-            items.append((ident, body[position:request_end], timeout))
-            position = stop
-    except (IndexError, DecodeError):
-        return None
-    return items
-
-
-def _timeout(serialized: bytes) -> float:
-    """The seconds of a serialized `Duration`; most items of all callers have one of a few."""
-    seconds = _TIMEOUTS.get(serialized)
-    if seconds is None:
-        if len(_TIMEOUTS) >= MAX_TIMEOUTS:
-            _TIMEOUTS.clear()
-        seconds = _TIMEOUTS[serialized] = seconds_of(duration_pb2.Duration.FromString(serialized))
-    return seconds
-
-
-def seconds_of(duration: duration_pb2.Duration) -> float:
-    """A duration as seconds."""
-    return duration.seconds + duration.nanos * 1e-9
-
-
-def length_at(body: bytes, position: int) -> tuple[int, int]:
-    """A length in a serialized message, and the position after it. Raises IndexError if it is none, or cut off."""
-    length = body[position]
-    return (length, position + 1) if length <= 0x7F else _read_varint(body, position)
-
-
-def _read_varint(body: bytes, position: int) -> tuple[int, int]:
-    """An integer of at most 63 bits, and the position after it. Raises IndexError if it is longer, or cut off."""
-    byte = body[position]
-    number = byte & 0x7F
-    shift = 7
-    while byte & 0x80:
-        if shift > 56:
-            raise IndexError
-        position += 1
-        byte = body[position]
-        number |= (byte & 0x7F) << shift
-        shift += 7
-    return number, position + 1
 
 
 def _serialized(message: Message) -> bytes:

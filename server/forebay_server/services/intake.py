@@ -78,6 +78,9 @@ class Scheduler(Protocol):
     def admit(self, request: Request, now: float) -> ForebayError | None:
         """Takes a request in, or says why not."""
 
+    def admit_alike(self, requests: Sequence[Request], now: float) -> list[tuple[Request, ForebayError]]:
+        """Takes in requests that differ in their data only, as `admit` would one after the other; those refused."""
+
     def cancel(self, request: Request, now: float) -> bool:
         """Drops a request; whether it was still waiting."""
 
@@ -149,6 +152,7 @@ class Intake:
         self.resolve = catalogue.resolve
         self._lane = scheduler.lane
         self.admit = scheduler.admit
+        self.admit_alike = scheduler.admit_alike
         self.cancel = scheduler.cancel
         self.outage = scheduler.outage
         self.clock = clock

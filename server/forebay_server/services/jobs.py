@@ -21,8 +21,8 @@ from forebay.v1 import job_service_pb2
 from forebay_server.errors import ForebayError, InvalidRequest, JobNotFound, MessageTooLarge
 from forebay_server.jobs.states import FINAL, JobState
 from forebay_server.jobs.store import Found, Job, Page, Submit
-from forebay_server.services.codec import varint
 from forebay_server.services.complaints import Complaints
+from forebay_server.services.framing import varint
 from forebay_server.services.intake import Intake
 from forebay_server.services.job_messages import job_part, page_start, page_token, result
 from forebay_server.services.models import DEFAULT_PAGE, MAX_PAGE

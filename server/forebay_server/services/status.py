@@ -92,16 +92,26 @@ def internal(error: BaseException, **context: object) -> Internal:
 def failure(error: ForebayError) -> Failure:
     """The gRPC error for a call that failed with `error`."""
     kind = type(error)
-    text = _cut(error.message, MAX_TEXT)
-    details = _CONSTANTS[kind] + _text(text)
+    plain = _plain(kind, _cut(error.message, MAX_TEXT))
     if isinstance(error, Overloaded):
         retry, trailers = _retry(math.ceil(max(error.retry_after, MIN_RETRY_DELAY) * 1e3))
-        return Failure(CODES[kind], text, details + retry, trailers)
+        return _detailed(plain, retry, trailers)
     if isinstance(error, InvalidRequest):
-        return Failure(CODES[kind], text, details + _violations(error))
+        return _detailed(plain, _violations(error))
     if isinstance(error, Internal):
-        return Failure(CODES[kind], text, details + _details(_info(kind, {"error_id": error.error_id})))
-    return Failure(CODES[kind], text, details)
+        return _detailed(plain, _details(_info(kind, {"error_id": error.error_id})))
+    return plain
+
+
+@lru_cache(maxsize=1024)
+def _plain(kind: type[ForebayError], text: str) -> Failure:
+    """The error of a class with nothing but its text: the same object each time, so that adapters may know it again."""
+    message: bytes = status_pb2.Status(message=text).SerializeToString()
+    return Failure(CODES[kind], text, _CONSTANTS[kind] + message)
+
+
+def _detailed(plain: Failure, details: bytes, trailers: tuple[tuple[str, str], ...] = ()) -> Failure:
+    return Failure(plain.code, plain.message, (plain.details or b"") + details, trailers)
 
 
 def status_bytes(error: ForebayError) -> bytes:
@@ -127,12 +137,6 @@ def refusals(*, max_receive_bytes: int, max_send_bytes: int) -> Refusals:
         draining=failure(errors.Draining("the server is shutting down")),
         compressed=failure(errors.Unsupported("this compression is not accepted; send messages uncompressed")),
     )
-
-
-@lru_cache(maxsize=1024)
-def _text(text: str) -> bytes:
-    message: bytes = status_pb2.Status(message=text).SerializeToString()
-    return message
 
 
 @lru_cache(maxsize=4096)

@@ -6,18 +6,22 @@ the dispatcher thread.
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from forebay_server.errors import ForebayError, MessageTooLarge
 from forebay_server.scheduling.request import Batch
-from forebay_server.services.codec import Outputs, error_part, result_part
+from forebay_server.services.codec import Outputs
 from forebay_server.services.complaints import Complaints
+from forebay_server.services.framing import error_part, result_part, row_parts
 from forebay_server.services.pending import Inference
 from forebay_server.services.status import internal, status_bytes
 from forebay_server.wire.port import Metadata
 
 TOO_LARGE = MessageTooLarge("the response is larger than a message may be")
 """For the log."""
+
+Completion = tuple[Any, int, Any]
+"""As `scheduling.core.Completion`."""
 
 
 class Keeper(Protocol):
@@ -42,6 +46,37 @@ class ItemInference(Inference):
 
     outcome: bytes | None
     """On an ordered stream, the finished result until those before it are there."""
+
+    together = True
+
+    @classmethod
+    def succeed_all(cls, done: list[Completion], outputs: Outputs) -> list[Completion]:
+        """Does all items of one row whose responses differ in data only, stream by stream."""
+        rest: list[Completion] = []
+        groups: dict[Stream, list[tuple[ItemInference, int]]] = {}
+        stream = encoder = None
+        group: list[tuple[ItemInference, int]] = []
+        for completion in done:
+            request, row, pieces = completion
+            plain = type(request) is cls and pieces is None and request.shapes is None
+            if not plain or request.rows != 1 or request.report or request.tail:
+                rest.append(completion)
+            else:
+                if request.owner is not stream:
+                    stream = request.owner
+                    group = groups.setdefault(stream, [])
+                    encoder = group[0][0].encoder if group else request.encoder
+                if request.encoder is encoder:
+                    group.append((request, row))
+                else:
+                    rest.append(completion)
+        for stream, group in groups.items():
+            rows = group[0][0].encoder.rows(outputs)
+            if rows is None or len(rows[0]) + rows[2] > stream.service.max_response:
+                rest.extend((request, row, None) for request, row in group)
+            else:
+                stream.settle_all(group, row_parts(group, *rows))
+        return rest
 
     def succeed(self, outputs: Outputs, start: int, batch: Batch) -> None:
         """Adds the response to the stream's results."""
@@ -127,6 +162,13 @@ class Stream:
         self.dirty = False
         """Whether it is on the list for `flush`."""
 
+    def take(self, request: ItemInference) -> None:
+        """An item is in flight."""
+        self.flights[request.ident] = request
+        if self.order is not None:
+            request.outcome = None
+            self.order.append(request)
+
     def settle(self, request: ItemInference, result: bytes) -> None:
         """Takes the result of an item."""
         if self.order is None:
@@ -135,6 +177,20 @@ class Stream:
             self.ready.append(result)
         else:
             request.outcome = result
+        if not self.dirty:
+            self.dirty = True
+            self.service.dirty.append(self)
+
+    def settle_all(self, items: list[tuple[ItemInference, int]], results: list[bytes]) -> None:
+        """Takes the results of some items, each given with its row."""
+        if self.order is None:
+            flights, ready = self.flights, self.ready
+            for (request, _), result in zip(items, results, strict=True):
+                if flights.pop(request.ident, None) is not None:
+                    ready.append(result)
+        else:
+            for (request, _), result in zip(items, results, strict=True):
+                request.outcome = result
         if not self.dirty:
             self.dirty = True
             self.service.dirty.append(self)

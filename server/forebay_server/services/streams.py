@@ -1,9 +1,9 @@
 """`StreamPredict`: many requests over one stream, answered in messages of many results.
 
 Life of a stream: OPEN gives it credit for its first message. Each message's items are built and admitted like unary
-requests; what fails at once is a result like any other. Results gather in the stream, and `flush`, which the dispatcher
-calls at the end of each turn, sends what has gathered as few messages, gives credit for more items, and finishes the
-stream when the caller has closed its side and everything is answered.
+requests, all at once if they differ in ids and data only; what fails at once is a result like any other. Results gather
+in the stream, and `flush`, which the dispatcher calls at the end of each turn, sends what has gathered as few messages,
+gives credit for more items, and finishes the stream when the caller has closed its side and everything is answered.
 
 Flow control. *Items in flight* are those accepted whose results are not handed to the wire; in order, a finished item
 that waits for an earlier one counts. A stream whose window is full gets no credit, so HTTP/2 slows its caller down.
@@ -24,8 +24,15 @@ from google.protobuf.message import DecodeError
 from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
-from forebay_server.services.codec import error_part, result_part, seconds_of, split_items
 from forebay_server.services.complaints import Complaints
+from forebay_server.services.framing import (
+    error_part,
+    first_item,
+    ids_of_alike,
+    result_part,
+    seconds_of,
+    split_items,
+)
 from forebay_server.services.intake import Intake
 from forebay_server.services.service import Outbox
 from forebay_server.services.status import failure, internal, status_bytes
@@ -35,6 +42,8 @@ from forebay_server.wire.port import CREDIT, FAIL, FINISH, SEND, Event
 
 MAX_ITEMS: Final = 1024
 """Items in one message."""
+ALIKE: Final = 8
+"""Items in a message from which it pays to look at them all at once."""
 MAX_CREDITS: Final = 256
 """Messages that one stream may have under way to us."""
 MAX_UNDERWAY_BYTES: Final = 1 << 20
@@ -158,6 +167,8 @@ class Streams:
         """Takes up a message."""
         first = not stream.started
         stream.started = True
+        if stream.last_items >= ALIKE and self._take_alike(stream, body):
+            return
         items = self._cut(body)
         if items is None:
             try:
@@ -183,6 +194,54 @@ class Streams:
         stream.last_bytes = len(body)
         self._items(stream, items)
         self._lesson = None
+
+    def _take_alike(self, stream: Stream, body: bytes) -> bool:
+        """Takes up a message of many items that differ in their ids and data only, all at once.
+
+        Returns:
+            Whether it was one; if not, nothing has been done.
+        """
+        item = first_item(body)
+        if item is None:
+            return False
+        count, rest = divmod(len(body), item.stop)
+        intake = self._intake
+        if rest or not ALIKE <= count <= MAX_ITEMS or intake.draining:
+            return False
+        timeout = item.timeout
+        template = intake.match(body[item.start : item.end])
+        if template is None or template.id_length or (timeout is not None and timeout <= 0):
+            return False
+        begin, end = item.start + template.offset, item.start + template.end
+        ids = ids_of_alike(body, item, begin, end)
+        flights = stream.flights
+        if ids is None or len(set(ids)) != count or not flights.keys().isdisjoint(ids):
+            return False
+        now = self.clock()
+        deadline = intake.deadline(stream.deadline, now) if timeout is None else self._deadline(stream, timeout, now)
+        size = end - begin
+        data = [body[place : place + size] for place in range(begin, len(body), item.stop)]
+        requests = ItemInference.many(
+            template.example, ids, data, owner=stream, deadline=deadline, tenant=stream.tenant, arrival=now
+        )
+        stream.last_items = count
+        stream.last_bytes = len(body)
+        refused = intake.admit_alike(requests, now)
+        if refused:
+            errors_of = dict(refused)
+            for request in requests:
+                error = errors_of.get(request)
+                if error is None:
+                    stream.take(request)
+                else:
+                    stream.settle_at_once(request.ident, error_part(request.ident, status_bytes(error)))
+            return True
+        flights.update(zip(ids, requests, strict=True))
+        if stream.order is not None:
+            for request in requests:
+                request.outcome = None
+            stream.order.extend(requests)
+        return True
 
     def _cut(self, body: bytes) -> list[_Item] | None:
         """The items of a message whose requests all follow templates; None if it has to be parsed."""
@@ -250,10 +309,7 @@ class Streams:
         refusal = intake.admit(request, now)
         if refusal is not None:
             raise refusal
-        stream.flights[ident] = request
-        if stream.order is not None:
-            request.outcome = None
-            stream.order.append(request)
+        stream.take(request)
 
     def _learn(self, message: inference_pb2.PredictRequest, request: ItemInference) -> None:
         """Learns from the item whose bytes were kept, if this is it."""

@@ -19,7 +19,7 @@ from google.protobuf import duration_pb2
 from forebay.v1 import inference_pb2, job_service_pb2
 from forebay_server.errors import InvalidRequest
 from forebay_server.jobs.store import Submit, Webhook
-from forebay_server.services.codec import length_at, seconds_of
+from forebay_server.services.framing import length_at, seconds_of
 from forebay_server.services.intake import Intake, priority_of
 from forebay_server.services.validation import MAX_REQUEST_ID
 

@@ -102,6 +102,9 @@ class AioWire:
         """See `Wire.wake`."""
         self._inbox.wake()
 
+    def gather(self, until: float) -> None:
+        """See `Wire.gather`: ignored, since here each arrival costs a task anyway."""
+
     def watch(self, budget: float | None) -> None:
         """See `Wire.watch`; the code is 1."""
         self._watchdog.watch(budget)

@@ -49,6 +49,10 @@ class NativeWire:
         """See `Wire.wake`."""
         self._server.wake()
 
+    def gather(self, until: float) -> None:
+        """See `Wire.gather`."""
+        self._server.gather(until)
+
     def watch(self, budget: float | None) -> None:
         """See `Wire.watch`."""
         if budget is not None and not self._dumps:

@@ -262,6 +262,16 @@ class Wire(Protocol):
     def wake(self) -> None:
         """Ends the present (or next) `take` early."""
 
+    def gather(self, until: float) -> None:
+        """Says that nothing which arrives before an instant could run before it.
+
+        So arrivals and answers may wait for others until then, if only for a few milliseconds, which saves wake-ups. An
+        adapter may ignore it.
+
+        Args:
+            until: In `time.monotonic()` seconds. Replaces what was said before; an instant that has passed ends it.
+        """
+
     def watch(self, budget: float | None) -> None:
         """Sets the watchdog.
 

@@ -143,7 +143,7 @@ fn admit(
         .ok_or_else(|| refuse(refusals.compressed.clone()))?;
     let deadline = match head.timeout {
         Some(timeout) if timeout.is_zero() => return Err(refuse(refusals.deadline_expired.clone())),
-        Some(timeout) => shared.calls.clock.now() + timeout.as_secs_f64(),
+        Some(timeout) => shared.calls.gathering.arrival() + timeout.as_secs_f64(),
         None => f64::INFINITY,
     };
     let streams = kind != Kind::Unary;

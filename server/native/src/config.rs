@@ -202,3 +202,21 @@ pub fn status(failure: &Bound<'_, PyAny>) -> PyResult<Status> {
     }
     Ok(status)
 }
+
+/// The last `wire.port.Failure` that was read: under overload most calls of a batch fail with the same one.
+#[derive(Default)]
+pub struct Failures<'py>(Option<(Bound<'py, PyAny>, Status)>);
+
+impl<'py> Failures<'py> {
+    /// Reads one.
+    pub fn status(&mut self, failure: &Bound<'py, PyAny>) -> PyResult<Status> {
+        if let Some((last, status)) = &self.0
+            && last.is(failure)
+        {
+            return Ok(status.clone());
+        }
+        let status = status(failure)?;
+        self.0 = Some((failure.clone(), status.clone()));
+        Ok(status)
+    }
+}

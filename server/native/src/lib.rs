@@ -10,6 +10,7 @@ pub mod config;
 pub mod connection;
 pub mod figures;
 pub mod framing;
+pub mod gathering;
 pub mod guard;
 pub mod handover;
 pub mod headers;

@@ -10,9 +10,10 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
 use crate::clock::{Clock, duration};
-use crate::config::{self, Settings};
+use crate::config::{Failures, Settings};
 use crate::figures::Figures;
 use crate::framing::{self, Payload};
+use crate::gathering::Gathering;
 use crate::headers::{Metadata, Value};
 use crate::listen;
 use crate::outbox::Levels;
@@ -53,7 +54,7 @@ impl Server {
     /// `config` is a `wire.port.WireConfig`, `peer` the class `wire.port.Peer`.
     #[new]
     fn new(config: &Bound<'_, PyAny>, peer: Py<PyAny>) -> PyResult<Self> {
-        let now = config.py().import("time")?.call_method0("monotonic")?.extract()?;
+        let clock = Clock::new(config.py().import("time")?.call_method0("monotonic")?.extract()?);
         Ok(Self {
             joint: Arc::new(Joint {
                 events: Arc::new(Events::default()),
@@ -61,7 +62,8 @@ impl Server {
                 levels: Arc::new(Levels::default()),
                 figures: Arc::new(Figures::default()),
                 settings: Arc::new(Settings::read(config)?),
-                clock: Clock::new(now),
+                gathering: Arc::new(Gathering::new(clock)),
+                clock,
             }),
             certificates: Mutex::default(),
             thread: Mutex::default(),
@@ -96,8 +98,9 @@ impl Server {
     fn answer(&self, actions: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
         let mut batch = Vec::with_capacity(actions.len()?);
         let mut sent = Vec::new();
+        let mut failures = Failures::default();
         for action in actions.try_iter()? {
-            batch.push(self.action(action?.cast::<PyTuple>()?, &mut sent)?);
+            batch.push(self.action(action?.cast::<PyTuple>()?, &mut sent, &mut failures)?);
         }
         // Before the batch is handed over, see `Level::fall`.
         let full = self.rise(sent);
@@ -108,6 +111,11 @@ impl Server {
     /// Ends the present or next `take` early.
     fn wake(&self) {
         self.joint.events.wake();
+    }
+
+    /// Lets what arrives before then, in `time.monotonic()` seconds, wait for more.
+    fn gather(&self, until: f64) {
+        self.joint.gathering.set(until);
     }
 
     /// Sets the watchdog. `dump_signal` is raised before the end; 0: none.
@@ -215,7 +223,12 @@ impl Server {
         Ok(peer.object.get_or_try_init(py, make)?.bind(py).clone())
     }
 
-    fn action(&self, action: &Bound<'_, PyTuple>, sent: &mut Vec<(u64, usize)>) -> PyResult<Action> {
+    fn action<'py>(
+        &self,
+        action: &Bound<'py, PyTuple>,
+        sent: &mut Vec<(u64, usize)>,
+        failures: &mut Failures<'py>,
+    ) -> PyResult<Action> {
         let call: u64 = action.get_item(1)?.extract()?;
         let argument = action.get_item(2)?;
         let act = match action.get_item(0)?.extract()? {
@@ -231,7 +244,7 @@ impl Server {
                 None => Act::TooLarge { last: false },
             },
             FINISH => Act::Finish,
-            FAIL => Act::Fail(config::status(&argument)?),
+            FAIL => Act::Fail(failures.status(&argument)?),
             CREDIT => Act::Credit(argument.extract()?),
             other => return Err(PyValueError::new_err(format!("no such action: {other}"))),
         };

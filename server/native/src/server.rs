@@ -19,6 +19,7 @@ use crate::clock::{Clock, duration};
 use crate::config::Settings;
 use crate::connection::{self, Arrival, Common};
 use crate::figures::{Figures, count};
+use crate::gathering::Gathering;
 use crate::guard::{self, IO_THREAD};
 use crate::handover::Handover;
 use crate::listen::{Listener, SocketFile};
@@ -47,6 +48,8 @@ pub struct Joint {
     pub figures: Arc<Figures>,
     /// As configured.
     pub settings: Arc<Settings>,
+    /// Rests of the I/O thread.
+    pub gathering: Arc<Gathering>,
     /// Python's.
     pub clock: Clock,
 }
@@ -136,11 +139,13 @@ impl Thread {
 }
 
 fn run(joint: &Arc<Joint>, bound: Vec<Bound>, phase: watch::Receiver<Phase>, report: &mpsc::Sender<io::Result<()>>) {
+    let gathering = Arc::clone(&joint.gathering);
     let runtime = Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .thread_name("forebay-inflate")
         .max_blocking_threads(2)
+        .on_thread_park(move || gathering.rest())
         .build_local(LocalOptions::default());
     match runtime {
         Ok(runtime) => runtime.block_on(serve(joint, bound, phase, report)),
@@ -159,6 +164,7 @@ async fn serve(
         Arc::clone(&joint.levels),
         Arc::clone(&joint.figures),
         Arc::clone(&joint.settings),
+        Arc::clone(&joint.gathering),
         joint.clock,
     ));
     let open = Rc::new(Cell::new(0_usize));

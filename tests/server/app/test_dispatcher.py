@@ -21,6 +21,7 @@ class Wire:
         self.coming = []
         self.answered = []
         self.budgets = []
+        self.gathers = []
         self.full = []
         self._woken = threading.Event()
 
@@ -41,6 +42,9 @@ class Wire:
     def watch(self, budget):
         self.budgets.append(budget)
 
+    def gather(self, until):
+        self.gathers.append(until)
+
     def figures(self):
         return Figures(
             connections=1, connections_total=1, calls=1, calls_total=1, held_bytes=77,
@@ -53,10 +57,14 @@ class Runner:
 
     def __init__(self):
         self.act = lambda: None
+        self.busy = 0.0
 
     def turn(self, now):
         self.act()
         return 1.0
+
+    def busy_until(self, now):
+        return self.busy
 
     def longest_batch(self):
         return 2.0
@@ -163,6 +171,17 @@ def test_the_front_ends_bytes_are_told(rig):
     """What the front end holds is passed on, now and then."""
     rig.dispatcher.call(lambda: None)
     assert rig.held[0] == 77
+
+
+def test_the_front_end_is_told_until_when_it_may_gather(rig):
+    """Once for each change, and not at all while nothing is to be told."""
+    rig.dispatcher.call(lambda: None)
+    assert rig.wire.gathers == []
+    for until in (5.0, 5.0, 7.5, 0.0):
+        rig.runner.busy = until
+        rig.dispatcher.call(lambda: None)
+        rig.dispatcher.call(lambda: None)
+    assert rig.wire.gathers == [5.0, 7.5, 0.0]
 
 
 def test_the_watchdogs_budget_follows_the_longest_batch(rig):

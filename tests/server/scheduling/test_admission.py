@@ -229,6 +229,22 @@ def test_the_margin_follows_real_waits_and_falls_back(world):
     assert w.figures().wait_margin == pytest.approx(1.0, abs=0.001)
 
 
+@pytest.mark.parametrize(("waited", "margin"), [(0.009, 1.95), (0.019, 2.0), (0.021, 2.05), (10.0, 2.25)])
+def test_the_margin_rises_faster_than_it_falls(world, waited, margin):
+    """By a quarter of what a wait is over it, but of no more than 1, and by a twentieth of what one is under it."""
+    w = world()
+    now = 0.0
+    for _ in range(4):
+        w.admit(now=now)
+        now += 10.0
+        w.finish(w.take(now), now)
+    assert w.figures().wait_margin == 2.0
+    request = w.admit(now=now)
+    request.expected = 0.009  # A millisecond is added to both waits.
+    w.take(now + waited)
+    assert w.figures().wait_margin == pytest.approx(margin)
+
+
 def test_drain_refuses_and_finishes(world):
     """After `drain` nothing new is let in; what waits runs."""
     w = world(max_delay=10.0)

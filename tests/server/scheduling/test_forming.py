@@ -197,6 +197,17 @@ def test_what_can_not_go_along_is_left_for_the_next_batch(world):
     assert requests_of(w.take(0.99, w.instances[1])) == [tight]
 
 
+@pytest.mark.parametrize(("others", "runs"), [(7, True), (8, False)])
+def test_a_batch_must_have_time_to_spare_only_while_more_than_a_full_one_waits(world, others, runs):
+    """20 ms are enough for the 18 ms of a full batch, but not for a quarter more: then another takes the place."""
+    w = world()
+    tight = w.admit(deadline=0.020)
+    rest = [w.admit(deadline=1.0) for _ in range(others)]
+    batch = w.take()
+    assert requests_of(batch) == ([tight, *rest] if runs else rest)
+    assert w.settle() == ([] if runs else [tight])
+
+
 def test_what_can_not_meet_its_deadline_even_alone_is_not_run(world):
     """It expires at once, and does not make the batch small."""
     w = world()

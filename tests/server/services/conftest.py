@@ -39,6 +39,10 @@ class Outputs:
         rows_of = self.arrays[index][start : start + rows]
         return rows_of.tobytes(), rows_of.shape
 
+    def small(self, index):
+        array = self.arrays[index]
+        return array.tobytes(), array[:1].nbytes, array[:1].shape
+
 
 class Scheduler:
     """Admits what it is told to, and runs what the test tells it to."""
@@ -48,6 +52,7 @@ class Scheduler:
         self.cancelled = []
         self.lanes = []
         self.refuse = None
+        self.full_for = ()
         self.lost = None
 
     def outage(self, key):
@@ -62,10 +67,16 @@ class Scheduler:
     def admit(self, request, now):
         if self.refuse is not None:
             return self.refuse
+        if request.ident in self.full_for:
+            return errors.QueueFull("full", retry_after=1.0)
         assert request.state == State.NEW
         request.state = State.WAITING
         self.admitted.append(request)
         return None
+
+    def admit_alike(self, requests, now):
+        refused = [(request, self.admit(request, now)) for request in requests]
+        return [(request, error) for request, error in refused if error is not None]
 
     def cancel(self, request, now):
         self.cancelled.append(request)
@@ -77,6 +88,17 @@ class Scheduler:
         for place, request in enumerate(requests):
             values = np.frombuffer(request.inputs[0], "<f4").reshape(request.rows, -1)
             request.succeed(Outputs(values * 2 + place), 0, batch)
+
+    def run_together(self, *requests):
+        """As `run`, and results are handed out as the runner does it."""
+        batch = make_batch(requests)
+        values = np.concatenate([np.frombuffer(request.inputs[0], "<f4").reshape(1, -1) for request in requests])
+        outputs = Outputs(values * 2 + np.arange(len(requests), dtype="<f4")[:, None])
+        done = [(request, place, None) for place, request in enumerate(requests)]
+        if requests[0].together:
+            done = requests[0].succeed_all(done, outputs)
+        for request, place, _ in done:
+            request.succeed(outputs, place, batch)
 
 
 def make_batch(requests):

@@ -2,9 +2,6 @@
 
 import numpy as np
 import pytest
-from google.protobuf.message import DecodeError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from forebay.v1 import inference_pb2
 from forebay_server.errors import InvalidRequest
@@ -111,25 +108,6 @@ def test_readable_and_too_large():
     assert [field for field, _ in caught.value.violations] == ["readable"]
 
 
-@given(st.integers(0, 2**64 - 1), st.binary(max_size=20_000))
-def test_stream_results_are_what_protobuf_would_write(item, payload):
-    """Whatever the id and the length, a result parses back to what it was."""
-    response = inference_pb2.PredictResponse(request_id=payload.hex())
-    body = codec.result_part(item, response.SerializeToString())
-
-    assert inference_pb2.StreamPredictResponse.FromString(body).results == [
-        inference_pb2.StreamResult(id=item, response=response)
-    ]
-
-
-def test_results_are_joined():
-    """Parts one after the other are one message."""
-    body = codec.result_part(1, b"") + codec.error_part(300, b"\x08\x03")
-
-    first, second = inference_pb2.StreamPredictResponse.FromString(body).results
-    assert (first.id, first.WhichOneof("outcome"), second.id, second.error.code) == (1, "response", 300, 3)
-
-
 def test_parameters():
     """Values come in their own types; none is None."""
     message = inference_pb2.PredictRequest()
@@ -140,55 +118,3 @@ def test_parameters():
 
     assert codec.parameters_of(message) == {"a": 0, "b": False, "c": ""}
     assert codec.parameters_of(message)["b"] is False
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 2**64 - 1), st.binary(max_size=200), st.integers(0, 9)), max_size=4),
-    st.binary(max_size=3),
-)
-def test_items_are_split_as_protobuf_parses_them(entries, rest):
-    """What is split has the ids and requests that protobuf finds; nothing else is split."""
-    message = inference_pb2.StreamPredictRequest()
-    for ident, payload, extra in entries:
-        item = message.items.add(id=ident, request=inference_pb2.PredictRequest(request_id=payload.hex()))
-        if extra == 0:
-            item.traceparent = "00"
-        elif extra < 5:
-            item.timeout.FromNanoseconds(extra * 1_500_000_000)
-    body = message.SerializeToString() + rest
-
-    parts = codec.split_items(body, 4)
-
-    if parts is not None:
-        parsed = inference_pb2.StreamPredictRequest.FromString(body)
-        assert [
-            (
-                item.id,
-                item.request.SerializeToString(),
-                item.timeout.ToNanoseconds() / 1e9 if item.HasField("timeout") else None,
-            )
-            for item in parsed.items
-        ] == parts
-    elif not rest:
-        assert any(extra == 0 or ident == 0 or ident >= 2**63 for ident, _, extra in entries)
-
-
-def test_too_many_items_are_not_split():
-    """The walk ends at the limit."""
-    message = inference_pb2.StreamPredictRequest(items=[inference_pb2.StreamItem(id=1, request={}) for _ in range(5)])
-
-    assert codec.split_items(message.SerializeToString(), 5) == [(1, b"", None)] * 5
-    assert codec.split_items(message.SerializeToString(), 4) is None
-
-
-@given(st.binary(max_size=40))
-def test_bytes_that_are_split_are_a_message(body):
-    """Whatever bytes come: if they are split, protobuf finds the same items, or refuses a request among them."""
-    parts = codec.split_items(body, 40)
-    if parts is not None:
-        try:
-            parsed = inference_pb2.StreamPredictRequest.FromString(body)
-        except DecodeError:
-            return
-        assert [item.id for item in parsed.items] == [ident for ident, _, _ in parts]

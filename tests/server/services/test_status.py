@@ -167,6 +167,17 @@ def test_item_status_is_the_failure_of_the_call():
     assert status.status_bytes(error) == status.failure(error).details
 
 
+def test_an_error_of_nothing_but_text_is_always_the_same_object():
+    """An adapter knows it again; errors that differ in class or text, or say more, are never taken for each other."""
+    one, other = (status.failure(errors.DeadlineUnreachable("late")) for _ in range(2))
+    full = [status.failure(errors.QueueFull("late", retry_after=seconds)) for seconds in (1.0, 2.0)]
+
+    assert one is other
+    assert one != status.failure(errors.DeadlineExpired("late"))
+    assert one != status.failure(errors.DeadlineUnreachable("later"))
+    assert [failure.trailers[0][1] for failure in full] == ["1000", "2000"]
+
+
 def test_refusals_of_the_adapters():
     """Each refusal of an adapter is a complete failure with the code of its cause."""
     refusals = status.refusals(max_receive_bytes=100, max_send_bytes=200)

@@ -8,6 +8,7 @@ from google.rpc import error_details_pb2, status_pb2
 from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.services import streams
+from forebay_server.services.stream import ItemInference
 from forebay_server.wire.port import CREDIT, FAIL, FINISH, SEND, Peer
 
 CALL = 4
@@ -408,3 +409,69 @@ def test_events_on_streams_that_are_gone(stream):
         assert stream.event(handler, kind) == []
     stream.house.stream.on_full(CALL)
     assert stream.event(stream.house.stream.on_half_close, 4) == []
+
+
+def life(house, request_for, *, ordered, refused=(), report=False):
+    """All that a caller of two streams gets who sends messages of many items that are alike, a few of them refused."""
+    house.scheduler.full_for = refused
+    told = []
+    callers = [Stream(house, request_for, call=call) for call in (4, 5)]
+    options = inference_pb2.StreamOptions(order=inference_pb2.RESULT_ORDER_AS_SENT if ordered else 0)
+    for caller in callers:
+        told += [caller.open(), caller.send(options=options)]
+    for begin in (1, 100, 126, 300, 4090, 20_000, 3_000_000):
+        for caller in callers:
+            message = inference_pb2.StreamPredictRequest()
+            for ident in range(begin, begin + 20):
+                item = message.items.add(id=ident, request=request_for([ident % 7, 1], report_timings=report))
+                item.timeout.seconds = 5
+            told.append(caller.raw(message.SerializeToString()))
+        waiting, house.scheduler.admitted = house.scheduler.admitted, []
+        assert all((request.deadline, request.rows, request.tenant) == (105.0, 1, "me") for request in waiting)
+        if waiting:
+            house.scheduler.run_together(*waiting[::-1])
+        told.append(house.turn())
+    assert house.inference.in_flight() == 0
+    return told
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("refused", [(), (1, 127, 311), range(4090, 4110)])
+@pytest.mark.parametrize("report", [False, True])
+def test_many_items_at_once_get_what_each_would_get(make_house, request_for, monkeypatch, ordered, refused, report):
+    """Byte by byte and action by action the same, whether items that are alike are taken one by one or all at once."""
+    made = []
+    many = ItemInference.many.__func__
+    monkeypatch.setattr(
+        ItemInference, "many", classmethod(lambda cls, *args, **kw: made.append(1) or many(cls, *args, **kw))
+    )
+    at_once = life(make_house(), request_for, ordered=ordered, refused=refused, report=report)
+    assert len(made) == (
+        0 if report else 10
+    )  # Not the first two, nor where ids grow longer; those with timings follow no template.
+    monkeypatch.setattr(streams, "ALIKE", 10_000)
+    monkeypatch.setattr(ItemInference, "together", False)
+    made.clear()
+    assert life(make_house(), request_for, ordered=ordered, refused=refused, report=report) == at_once
+    assert not made
+
+
+@pytest.mark.parametrize("flaw", ["duplicate", "in flight", "timeout", "draining"])
+def test_many_items_of_which_one_is_wrong_are_taken_one_by_one(make_house, request_for, monkeypatch, flaw):
+    """What fails, fails as it would without the short cut."""
+
+    def told():
+        house = make_house()
+        caller = Stream(house, request_for)
+        caller.open()
+        caller.send(*range(10), timeout=5)
+        caller.send(*range(10, 20), timeout=5)
+        if flaw == "draining":
+            house.inference.drain(1.0)
+        ids = [*range(30, 39), 30 if flaw == "duplicate" else 15 if flaw == "in flight" else 39]
+        got = caller.send(*ids, timeout=-1 if flaw == "timeout" else 5)
+        return got, caller.admitted
+
+    at_once = told()
+    monkeypatch.setattr(streams, "ALIKE", 10_000)
+    assert told() == at_once

@@ -27,6 +27,7 @@ pub use self::outbound::{Piece, Start};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::figures::{Figures, count};
+use crate::gathering::Gathering;
 use crate::handover::Handover;
 use crate::outbox::Levels;
 use crate::queue::{Event, kind};
@@ -57,6 +58,8 @@ pub struct Calls {
     settings: Arc<Settings>,
     /// The way up.
     pub handover: Handover,
+    /// When what is read now has come.
+    pub gathering: Arc<Gathering>,
     /// Python's clock.
     pub clock: Clock,
 }
@@ -69,6 +72,7 @@ impl Calls {
         levels: Arc<Levels>,
         figures: Arc<Figures>,
         settings: Arc<Settings>,
+        gathering: Arc<Gathering>,
         clock: Clock,
     ) -> Self {
         Self {
@@ -80,6 +84,7 @@ impl Calls {
             figures,
             settings,
             handover,
+            gathering,
             clock,
         }
     }
