@@ -234,6 +234,7 @@ class Streams:
                 if error is None:
                     stream.take(request)
                 else:
+                    self.complaints.refused(error, "StreamPredict", request=request, metadata=stream.metadata)
                     stream.settle_at_once(request.ident, error_part(request.ident, status_bytes(error)))
             return True
         flights.update(zip(ids, requests, strict=True))
