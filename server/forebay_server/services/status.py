@@ -92,7 +92,7 @@ def internal(error: BaseException, **context: object) -> Internal:
 def failure(error: ForebayError) -> Failure:
     """The gRPC error for a call that failed with `error`."""
     kind = type(error)
-    plain = _plain(kind, _cut(error.message, MAX_TEXT))
+    plain = _plain(CODES[kind], _CONSTANTS[kind], _cut(error.message, MAX_TEXT))
     if isinstance(error, Overloaded):
         retry, trailers = _retry(math.ceil(max(error.retry_after, MIN_RETRY_DELAY) * 1e3))
         return _detailed(plain, retry, trailers)
@@ -104,10 +104,10 @@ def failure(error: ForebayError) -> Failure:
 
 
 @lru_cache(maxsize=1024)
-def _plain(kind: type[ForebayError], text: str) -> Failure:
+def _plain(code: int, constant: bytes, text: str) -> Failure:
     """The error of a class with nothing but its text: the same object each time, so that adapters may know it again."""
     message: bytes = status_pb2.Status(message=text).SerializeToString()
-    return Failure(CODES[kind], text, _CONSTANTS[kind] + message)
+    return Failure(code, text, constant + message)
 
 
 def _detailed(plain: Failure, details: bytes, trailers: tuple[tuple[str, str], ...] = ()) -> Failure:
