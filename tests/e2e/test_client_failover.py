@@ -8,6 +8,9 @@ import pytest
 
 from forebay_client import Client
 from tests.clients.conftest import AsyncSurface, SyncSurface
+from tests.e2e.conftest import FRONT_ENDS
+
+pytestmark = pytest.mark.parametrize("front_end", FRONT_ENDS[:1], indirect=True)  # it is the client that is tested
 
 MEBIBYTE = 1 << 18  # elements of FP32
 SLOW = "synthetic:base_ms=20,shape=?"
@@ -51,6 +54,7 @@ def busy(server):
     return bool(found.outcomes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("surface", [SyncSurface, AsyncSurface], ids=["sync", "async"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "drained"])
 def test_a_stream_goes_on_when_a_replica_goes_away(replicas, surface, how):
