@@ -1,7 +1,7 @@
 """The model of the fault tests: its answer is a function of the row, and each row that runs leaves a line in a file.
 
-The server imports it as `audited:scramble`. Rows are (number, kind): kind ORDINARY, or DEADLY, which ends the process
-as `kill -9` would. Rows of other kinds (those of the warm-up) leave no line.
+The server imports it as `audited:scramble`. Rows are (number, kind): kind ORDINARY, SLOW, which takes SLOW_SECONDS, or
+DEADLY, which ends the process as `kill -9` would. Rows of other kinds (those of the warm-up) leave no line.
 """
 
 import os
@@ -12,7 +12,8 @@ import numpy as np
 
 from forebay_server.engines.python import model
 
-ORDINARY, DEADLY = 7001, 7666
+ORDINARY, SLOW, DEADLY = 7001, 7002, 7666
+SLOW_SECONDS = 0.5
 FACTOR, MASK = 2654435761, (1 << 40) - 1
 
 _audit = os.open(os.environ["AUDIT_FILE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT) if "AUDIT_FILE" in os.environ else -1
@@ -28,8 +29,10 @@ def answer(number: int) -> int:
 def scramble(x):
     """The model."""
     for number, kind in x.tolist():
-        if kind in (ORDINARY, DEADLY):
+        if kind in (ORDINARY, SLOW, DEADLY):
             os.write(_audit, b"%d %d\n" % (number, os.getpid()))
+        if kind == SLOW:
+            time.sleep(SLOW_SECONDS)
         if kind == DEADLY:
             os.kill(os.getpid(), signal.SIGKILL)
     if _seconds_per_row:

@@ -12,7 +12,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -29,11 +31,12 @@ RETRIED = {
 }
 
 
-def request_of(number: int, kind: int = ORDINARY, **fields: object) -> inference_pb2.PredictRequest:
-    """A request of one row."""
-    data = np.array([[number, kind]], "<i8").tobytes()
-    tensor = tensor_pb2.Tensor(name="x", data_type=tensor_pb2.DATA_TYPE_INT64, shape=[1, 2], data=data)
-    return inference_pb2.PredictRequest(model=MODEL, inputs=[tensor], **fields)
+def request_of(number: int, kind: int = ORDINARY, rows: int = 1) -> inference_pb2.PredictRequest:
+    """A request of one row that counts; others fill it up."""
+    data = np.zeros((rows, 2), "<i8")
+    data[0] = number, kind
+    tensor = tensor_pb2.Tensor(name="x", data_type=tensor_pb2.DATA_TYPE_INT64, shape=data.shape, data=data.tobytes())
+    return inference_pb2.PredictRequest(model=MODEL, inputs=[tensor])
 
 
 def value_of(response: inference_pb2.PredictResponse) -> int:
@@ -82,9 +85,15 @@ class Oracle:
         self.stub = job_service_pb2_grpc.JobServiceStub(self.channel)
         self.ledger = Ledger(folder / "ledger")
         self.refusals: Counter[str] = Counter()
+        self.perishable: set[str] = set()
+        """Jobs that are deleted soon after their end."""
+        self._outcomes: dict[str, job_service_pb2.ResultResponse] = {}
+        self._later: list[Future[str]] = []
+        self._pool = ThreadPoolExecutor(8)
         self._pace = pace
         self._numbers = itertools.count(1_000_000)
         self._stopping = threading.Event()
+        self._closing = False
         self._threads = [threading.Thread(target=self._submit_all, daemon=True) for _ in range(threads)]
 
     def start(self) -> "Oracle":
@@ -100,45 +109,72 @@ class Oracle:
             thread.join(60)
             assert not thread.is_alive(), "a submission was never answered"
 
-    def submit(self, number: int, kind: int = ORDINARY, patience: float = 60.0, **fields: object) -> str:
-        """Submits one job until it is acknowledged; its id."""
+    def submit(
+        self,
+        number: int,
+        kind: int = ORDINARY,
+        rows: int = 1,
+        *,
+        ttl: float = 0.0,
+        webhook: job_pb2.Webhook | None = None,
+        patience: float = 60.0,
+    ) -> str:
+        """Submits one job until it is acknowledged; its id. With `ttl` (seconds) it is perishable."""
         message = job_service_pb2.SubmitRequest(
-            request=request_of(number, kind), request_id=f"number-{number}", **fields
+            request=request_of(number, kind, rows), request_id=f"number-{number}", webhook=webhook
         )
+        if ttl:
+            message.ttl.FromMilliseconds(int(ttl * 1000))
         until = time.monotonic() + patience
         while True:
             try:
                 job = self.stub.Submit(message, timeout=5).job
             except grpc.RpcError as error:
                 self.refusals[error.code().name] += 1
-                if error.code() not in RETRIED or time.monotonic() > until:
+                if error.code() not in RETRIED or time.monotonic() > until or self._closing:
                     raise
                 time.sleep(0.02)
                 continue
-            self.ledger.acknowledged(number, job.id)
+            if ttl:
+                self.perishable.add(job.id)
+            else:
+                self.ledger.acknowledged(number, job.id)
             return job.id
+
+    def submit_later(self, number: int, **fields: Any) -> "Future[str]":
+        """As `submit`, in a thread of its own; `settled` waits for it."""
+        self._later.append(self._pool.submit(self.submit, number, **fields))
+        return self._later[-1]
 
     def _submit_all(self) -> None:
         for number in self._numbers:
             if self._stopping.is_set():
                 return
-            self.submit(number)
+            try:
+                self.submit(number)
+            except grpc.RpcError:
+                if self._closing:
+                    return
+                raise
             if self._pace:
                 time.sleep(self._pace)
 
     # --- Afterwards ---------------------------------------------------------------------------------------------------
 
     def settled(self, patience: float = 60.0) -> dict[str, job_service_pb2.ResultResponse]:
-        """Waits until every acknowledged job has ended; what each became."""
+        """Waits until every job that is acknowledged by now has ended; what each became when that was seen first."""
         until = time.monotonic() + patience
-        outcomes = {}
+        while self._later:
+            self._later.pop().result(patience)
         for job_id in list(self.ledger.jobs):
-            outcomes[job_id] = self._ended(job_id, until)
-        return outcomes
+            if job_id not in self._outcomes:
+                self._outcomes[job_id] = self._ended(job_id, until)
+        return self._outcomes
 
     def _ended(self, job_id: str, until: float) -> job_service_pb2.ResultResponse:
         request = job_service_pb2.ResultRequest(id=job_id)
         request.wait.FromSeconds(5)
+        last = None
         while True:
             try:
                 result = self.stub.Result(request, timeout=10)
@@ -149,7 +185,13 @@ class Oracle:
             else:
                 if result.job.state not in (job_pb2.JOB_STATE_PENDING, job_pb2.JOB_STATE_RUNNING):
                     return result
-            assert time.monotonic() < until, f"{job_id} has not ended"
+                last = result.job
+            assert time.monotonic() < until, f"{job_id} has not ended: {last}"
+
+    def any_runs(self, ids: list[str]) -> bool:
+        """Whether one of these jobs runs."""
+        results = [self.stub.Result(job_service_pb2.ResultRequest(id=job_id), timeout=10) for job_id in ids]
+        return any(result.job.state == job_pb2.JOB_STATE_RUNNING for result in results)
 
     def listed(self) -> list[job_pb2.Job]:
         """All jobs that the server knows."""
@@ -178,8 +220,13 @@ class Oracle:
             result = outcomes[job_id]
             assert result.job.state == job_pb2.JOB_STATE_SUCCEEDED, f"{job_id}: {result.job.state} {result.error}"
             assert value_of(result.response) == answer(number), f"{job_id} has another's answer"
-        known = sorted(job.id for job in self.listed())
-        assert known == sorted(self.ledger.jobs), "there are jobs that nobody asked for"
+        until = time.monotonic() + 30
+        known = {job.id for job in self.listed()}
+        while known & self.perishable:
+            assert time.monotonic() < until, "what has had its time is not deleted"
+            time.sleep(0.1)
+            known = {job.id for job in self.listed()}
+        assert known == set(self.ledger.jobs), "there are jobs that nobody asked for"
         again = {job_id: self._ended(job_id, time.monotonic() + 30) for job_id in list(self.ledger.jobs)[:200]}
         for job_id, result in again.items():
             assert result == outcomes[job_id], f"{job_id} has changed after its end"
@@ -189,7 +236,12 @@ class Oracle:
         return len(self.ledger.jobs)
 
     def close(self) -> None:
-        """Ends its calls."""
+        """Ends its calls, answered or not."""
+        self._closing = True
         self._stopping.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(20)
+        self._pool.shutdown()
         self.channel.close()
         self.ledger.close()

@@ -3,6 +3,8 @@
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -133,6 +135,30 @@ def test_a_second_signal_ends_at_once(process, call):
     server.await_event("draining")
     server.signal(signal.SIGTERM)
     assert server.wait(3) == 128 + signal.SIGTERM
+
+
+ELSEWHERE = """
+import signal, sys, threading, time
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+from forebay_server.cli import main
+sys.exit(main())
+"""
+"""A server of whose threads only one gets SIGTERM, and that is not the main thread."""
+
+
+def test_a_signal_to_another_thread_ends_it_too(front_end, tmp_path):
+    """Of two signals at once the kernel may give one to any thread: it must not be overlooked."""
+    arguments = ["serve", "synthetic:", "--wire", front_end, "--listen", "127.0.0.1:0", "--log-format", "json"]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen([sys.executable, "-c", ELSEWHERE, *arguments], stderr=log)
+    try:
+        eventually(lambda: "model_ready" in (tmp_path / "log").read_text(), "it serves", 30)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(10) == 0
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_a_hung_model_does_not_keep_the_process(process, call):

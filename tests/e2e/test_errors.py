@@ -59,10 +59,11 @@ def busy(caller, model="model", value=1.0, **fields):
 def slow(serve, call):
     """A server of one model that takes 0.2 s for each row; gives the server, a caller, and the calls that wait."""
 
-    def start(*, waiting=0, **options):
+    def start(*, waiting=0, base_ms=200, **options):
         batching = BatchingConfig(max_batch_size=1, check_rows=False, **options.pop("batching", {}))
         server = serve(
-            synthetic(base_ms=200, batching=batching, engine={"run": "worker"}, **options.pop("engine", {})), **options
+            synthetic(base_ms=base_ms, batching=batching, engine={"run": "worker"}, **options.pop("engine", {})),
+            **options,
         )
         caller = call(server)
         calls = [busy(caller)]
@@ -86,7 +87,7 @@ def test_queue_full(slow):
 
 def test_queue_full_in_a_stream_and_by_the_client(slow):
     """A stream's item is refused as a call would be, and the client's exception knows when to come back."""
-    caller, _ = slow(waiting=2, batching={"max_queued_rows": 2})
+    caller, _ = slow(waiting=2, base_ms=1000, batching={"max_queued_rows": 2})
     item = inference_pb2.StreamItem(id=5, request=request_of("model", row(1)))
     (message,) = caller.inference.StreamPredict(iter([inference_pb2.StreamPredictRequest(items=[item])]), timeout=5)
     (result,) = message.results

@@ -1,8 +1,15 @@
 """Starts that fail: one clear sentence on stderr, an exit code, and no traceback."""
 
 import socket
+import subprocess
 
+import apsw
 import pytest
+
+from forebay_server.jobs.postgres import PostgresStore
+from forebay_server.jobs.sqlite import SqliteStore
+from forebay_server.jobs.sqlite_schema import APPLICATION
+from forebay_server.jobs.store import Found, Get, Submit
 
 
 def failed(server, code, *words):
@@ -85,3 +92,106 @@ def test_one_bad_model_among_good_ones(process, onnx_models):
     file = onnx_models.make_linear_model()
     file.write_bytes(b"nonsense")
     failed(process("synthetic:", str(file)), 1, "linear.onnx")
+
+
+# --- The job store ----------------------------------------------------------------------------------------------------
+
+
+def newer_file(path):
+    """A store of a newer server."""
+    connection = apsw.Connection(str(path))
+    connection.pragma("application_id", APPLICATION)
+    connection.pragma("user_version", 99)
+    connection.close()
+
+
+def damaged_file(path):
+    """A store with pages that are not what they were."""
+    store = SqliteStore(path)
+    store.open(lambda _: None)
+    store.close()
+    data = bytearray(path.read_bytes())
+    data[4096 * 2 : 4096 * 4] = b"\x5a" * 8192
+    path.write_bytes(data)
+
+
+def strangers_file(path):
+    """Somebody else's database."""
+    connection = apsw.Connection(str(path))
+    connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.write_bytes(b"no database" * 1000), ["is not an SQLite database"]),
+        (damaged_file, ["is damaged"]),
+        (newer_file, ["has version 99", "newer server"]),
+        (strangers_file, ["not a job store"]),
+        (lambda path: path.mkdir(), ["can't be opened"]),
+    ],
+    ids=["corrupt", "damaged", "newer", "strange", "folder"],
+)
+def test_a_file_that_is_no_store_for_this_server(process, tmp_path, make, words):
+    """One sentence, code 1, nothing listens, and the file is left as it was."""
+    path = tmp_path / "jobs.db"
+    make(path)
+    before = path.read_bytes() if path.is_file() else b""
+    server = process("synthetic:", "--jobs", "jobs.db")
+    failed(server, 1, "jobs.db", *words)
+    assert not server.events("listening")
+    assert (path.read_bytes() if path.is_file() else b"") == before
+
+
+def test_a_folder_that_is_not_there(process):
+    """One sentence, code 1."""
+    failed(process("synthetic:", "--jobs", "absent/jobs.db"), 1, "absent does not exist")
+
+
+def test_a_file_that_can_not_be_written(process, tmp_path):
+    """On a file system that is read-only: one sentence, code 1; its jobs are there once it can be written."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        pytest.skip("file systems can't be mounted here")
+    try:
+        store = SqliteStore(disk / "jobs.db")
+        store.open(lambda _: None)
+        submit = Submit("0" * 31 + "1", "t", "", b"f", "m", "", 1, b"p", None, 60.0, None)
+        store.apply([submit])
+        store.close()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        failed(process("synthetic:", "--jobs", "disk/jobs.db"), 1, "jobs.db can't be written")
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        store.open(lambda _: None)
+        assert isinstance(store.apply([Get(submit.id, "t")])[0], Found)
+        store.close()
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("UPDATE forebay_store SET version = 99", ["version 99", "newer Forebay"]),
+        ("DELETE FROM forebay_store", ["forebay_store is empty"]),
+        ("ALTER TABLE forebay_store DROP COLUMN epoch", ["damaged", "epoch"]),
+        ("DROP TABLE forebay_owners", ["damaged", "forebay_owners"]),
+        ("DROP TABLE forebay_jobs", ["damaged", "forebay_jobs"]),
+        ("DROP TABLE forebay_processes", ["damaged", "forebay_processes"]),
+    ],
+    ids=["newer", "emptied", "altered", "no-owners", "no-jobs", "no-processes"],
+)
+def test_a_database_that_is_no_store_for_this_server(process, postgres, spoil, words):
+    """One sentence with code 1, without a password in it."""
+    schema = postgres.schema()
+    url = postgres.url(tcp=True, schema=schema)
+    store = PostgresStore(url)
+    store.open(lambda _: None)
+    store.close()
+    postgres.execute(spoil, schema=schema)
+    server = process("synthetic:", "--jobs", url)
+    failed(server, 1, *words)
+    assert "kept%20out" not in server.stderr
+    assert not server.events("listening")

@@ -19,6 +19,8 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_FAULT = 70
 
+SIGNAL_POLL = 0.25  # seconds; of two signals at once the kernel may give one to a thread that does not wake this one
+
 _log = structlog.get_logger(__name__)
 
 
@@ -71,7 +73,8 @@ def _serve(config: Config, writer: LineWriter) -> int:
         except StoreNotOpened as error:
             _say(str(error), writer)
             return EXIT_FAILED
-        stop.wait()
+        while not stop.wait(SIGNAL_POLL):
+            pass
         if not received:
             server.close()
             failure = server.start_failure

@@ -1,8 +1,8 @@
 """Named places at which a test can end the process, as `kill -9` would.
 
 Durability is about the moments between two steps. Each that matters has a name here and a `reach` in the code; armed
-by the environment (`FOREBAY_FAILPOINT=finish.committed`, or `finish.committed:3` for the third time), the process kills
-itself there. Not armed, a `reach` is a comparison.
+(`finish.committed`, or `finish.committed:3` for the third passage) by `arm` or, from the start on, by the environment
+variable FOREBAY_FAILPOINT, the process kills itself there. Not armed, a `reach` is a comparison.
 """
 
 import os
@@ -24,7 +24,8 @@ NAMES: Final[Mapping[str, str]] = {
     "payload.written": "a large payload's file is written under a temporary name",
     "payload.renamed": "a large payload's file has its name, its row is not there",
     "reap.committed": "jobs were taken over or have expired, nobody was told",
-    "purge.committed": "jobs are deleted, their files not yet",
+    "purge.committed": "jobs are deleted, nobody was told",
+    "purge.files_left": "what referred to files is deleted, they are still there",
     "purge.file_removed": "one file of a deleted job is gone",
     "renew.committed": "the owner's life is prolonged",
     "webhook.taken": "a message is taken from the outbox",
@@ -34,14 +35,20 @@ NAMES: Final[Mapping[str, str]] = {
 """Every fail point and what has happened there."""
 
 
-def _armed() -> tuple[str, int]:
-    name, _, count = os.environ.get("FOREBAY_FAILPOINT", "").partition(":")
-    if name and name not in NAMES:
+_name, _left = "", 0
+
+
+def arm(place: str) -> None:
+    """Arms one place instead of the one before: `NAME`, or `NAME:PASSAGE`, counted from now.
+
+    Raises:
+        ValueError: There is no such place.
+    """
+    global _name, _left
+    name, _, passage = place.partition(":")
+    if name not in NAMES:
         raise ValueError(f"there is no fail point {name!r}")
-    return name, int(count or 1)
-
-
-_name, _left = _armed()
+    _name, _left = name, int(passage or 1)
 
 
 def reach(name: str) -> None:
@@ -51,3 +58,7 @@ def reach(name: str) -> None:
         _left -= 1
         if _left <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+if os.environ.get("FOREBAY_FAILPOINT"):
+    arm(os.environ["FOREBAY_FAILPOINT"])

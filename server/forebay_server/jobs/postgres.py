@@ -122,6 +122,7 @@ class PostgresStore:
         if encoding != "UTF8":
             raise ConfigError(f"the job store needs a database with the encoding UTF8, and this has {encoding}")
         migrate(connection)
+        connection.execute("SELECT FROM forebay_jobs, forebay_owners LIMIT 0")  # `INSERT` below looks at the others.
         if _one(connection, "SELECT current_setting('fsync')") != "on":
             _log.warning("job_store_not_durable", reason="the PostgreSQL server runs with fsync = off")
         self._epoch = _one(connection, "SELECT epoch FROM forebay_store")

@@ -135,6 +135,11 @@ def refused(error: "psycopg.Error", url: str) -> ConfigError | None:
     if isinstance(error, psycopg.errors.InsufficientPrivilege | psycopg.errors.InvalidSchemaName):
         said = error.diag.message_primary
         return ConfigError(f"the job store can't make or use its tables in the {place(url)}: {said}")
+    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+        said = error.diag.message_primary
+        return ConfigError(
+            f"the job store in the {place(url)} is damaged ({said}): restore it, or drop all tables forebay_*"
+        )
     reason = str(error).rpartition("FATAL:")[2].strip().partition("\n")[0]
     if error.sqlstate is None and "FATAL:" in str(error) and _REFUSED.search(reason):
         return ConfigError(f"the job store, {place(url)}, refuses the connection: {reason}")

@@ -168,21 +168,21 @@ class SqliteStore:
             raise ConfigError(f"jobs.store: the folder {path.parent} does not exist.")
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE | create, vfs=self._vfs)
         self._connection = connection
+        if connection.readonly("main"):  # Before anything is read: that needs a lock, which needs a file to write.
+            raise ConfigError(f"jobs.store: {path} can't be written.")
         connection.set_busy_timeout(_LOCK_PATIENCE)
         # In this mode the lock stays, and the index of the log is in this process's memory.
         connection.pragma("locking_mode", "exclusive")
         check_owner(connection, path)
-        if connection.readonly("main"):
-            raise ConfigError(f"jobs.store: {path} can't be written.")
+        if connection.pragma("page_count") <= _CHECKED:
+            found = connection.execute("PRAGMA quick_check(1)").get
+            if found != "ok":
+                raise apsw.CorruptError(found)
         connection.pragma("auto_vacuum", 2)  # Incremental; for a new file.
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")
         connection.pragma("cache_size", _CACHE)
         connection.set_wal_hook(self._logged)  # Instead of SQLite's own, which would move the log inside a commit.
-        if connection.pragma("page_count") <= _CHECKED:
-            found = connection.execute("PRAGMA quick_check(1)").get
-            if found != "ok":
-                raise apsw.CorruptError(found)
         migrate(connection)
         rows = Rows(connection, self._payloads, self._owners, self._lost)
         rows.load()
@@ -252,6 +252,7 @@ class SqliteStore:
         while rows.loose:
             digest = rows.loose.pop()
             if not rows.uses(digest):
+                reach("purge.files_left")
                 self._payloads.remove(digest)
 
 

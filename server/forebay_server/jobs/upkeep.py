@@ -27,6 +27,8 @@ COUNT_LEAST: Final = 0.1
 """Seconds between counts, however urgent."""
 COUNT_PART: Final = 0.05
 """The part of the time that counting may take: it looks at each flow that waits."""
+COUNT_MOST: Final = 30.0
+"""Seconds between counts at most, however long they take."""
 
 
 class _Errand:
@@ -77,6 +79,8 @@ class Upkeep:
         self._count = _Errand(Backlog(), self._has_counted)
         self._errands = [_Errand(reap, self._has_reaped), _Errand(Purge(LIMIT), self._has_purged), self._count]
         self._earliest_count = 0.0
+        self._took = 0.0
+        """Seconds that the last count took."""
         self._stale = False
         self._stopped = False
         self.due = 0.0
@@ -115,19 +119,22 @@ class Upkeep:
         self.due = min(self.due, errand.due)
 
     def _has_reaped(self, jobs: Sequence[Job], _took: float) -> float:
-        reach("reap.committed")
         if jobs:
+            reach("reap.committed")
             self._reaped(jobs)
             self.count()
         return 0.0 if len(jobs) >= self._reap.limit else INTERVAL
 
     def _has_purged(self, deleted: int, _took: float) -> float:
-        reach("purge.committed")
+        if deleted:
+            reach("purge.committed")
         return 0.0 if deleted >= LIMIT else INTERVAL
 
     def _has_counted(self, backlog: Sequence[Waiting], took: float) -> float:
         self._counted(backlog)
-        least = max(COUNT_LEAST, took / COUNT_PART)
+        # One count that takes long may have waited for a store that was away: that says nothing about counting.
+        cost, self._took = min(took, self._took), took
+        least = min(max(COUNT_LEAST, cost / COUNT_PART), COUNT_MOST)
         self._earliest_count = self._clock() + least
         stale, self._stale = self._stale, False
         return least if stale else max(least, COUNT_SHARED if self._shared else COUNT_OWN)
