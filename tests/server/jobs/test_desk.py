@@ -431,7 +431,7 @@ def test_unserved_models_wait(host):
 def test_jobs_do_not_run_where_they_shall_not(host):
     """Taken in and counted; never claimed, without an estimate of their wait; time and callers still end them."""
     server = host(run=False)
-    jobs = server.submit_all(3) + [server.submit(expire_after=30.0)]
+    jobs = [*server.submit_all(3), server.submit(expire_after=30.0)]
     server.settle()
     assert server.store.asked(Claim) == []
     assert {server.look(job).job.state for job in jobs} == {JobState.PENDING}
