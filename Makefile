@@ -156,11 +156,11 @@ $(LOADGEN): $(LOADGEN_SOURCES)
 	touch $@
 
 .PHONY: bench
-bench: env loadgen ## Measure everything beside other servers (half an hour, two quiet cores); BENCH="--only unary"
+bench: env loadgen ## Measure everything beside other servers (three quarters of an hour, two quiet cores); BENCH="--only unary"
 	$(BIN)/python -m bench.run $(BENCH)
 
 .PHONY: bench-quick
-bench-quick: env loadgen ## The same in two minutes, for a first look
+bench-quick: env loadgen ## The same in five minutes, for a first look
 	$(BIN)/python -m bench.run --quick $(BENCH)
 
 .PHONY: pictures

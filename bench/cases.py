@@ -6,22 +6,15 @@ not fall on one server alone. The server has one core, the generator and this pr
 
 import dataclasses
 import importlib.util
-import json
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import psutil
-
-from bench import breakdown, generator, models
+from bench import breakdown, generator, job_cases
+from bench.case import LARGE, MEDIUM, SMALL, Bench, Case, figures_of, loaded, python
 from bench.errors import BenchError
 from bench.report import Sample
-from bench.server import COLUMNS, ROOT, Server
+from bench.server import COLUMNS
 
-SMALL, MEDIUM, LARGE = "small", "medium", "large-message"
 UNARY_LOADS = (1, 8, 32, 128)
 LOAD_FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Of a server's closed-loop rate, offered in an open loop."""
@@ -29,99 +22,9 @@ OVERLOADS = (0.5, 0.8, 1, 2, 5, 10)
 """Of capacity, offered in an open loop."""
 GOODPUT_DEADLINE_MS = 250
 MEDIUM_IN_FLIGHT = 16
-PEER_MAX_BATCH = {SMALL: 128, MEDIUM: 8, LARGE: 32}
-"""The peers are told what Forebay finds out by measuring: larger batches of the medium model only take longer."""
 STREAMS = 4
 STREAM_WINDOWS = {1: 32, 32: 64}
 """Items in flight on each of the streams, by items per message: with 32, one message travels while one is run."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """What every case needs.
-
-    `say` takes a line of progress, `step` counts one measurement done. Times are seconds.
-    """
-
-    directory: Path
-    server_core: int
-    load_core: int
-    seconds: float
-    warm_up: float
-    columns: Sequence[str]
-    memory_requests: int
-    say: Callable[[str], None]
-    step: Callable[[], None]
-
-    def files(self, model: str) -> models.Files:
-        """The files of a model."""
-        return models.files(model, self.directory)
-
-    def server(self, column: str, model: str) -> Server:
-        """A server of a column for a model, not yet started."""
-        files, chosen = self.files(model), COLUMNS[column]
-        options = () if chosen.own else ("--max-batch", str(PEER_MAX_BATCH[model]))
-        return Server(chosen, files.model, files.calls, self.server_core, options=options)
-
-    def load(self, target: str, calls: Path, **options: Any) -> generator.Report:
-        """Runs one load. `seconds` and `warm_up` among the options are stronger than the bench's own."""
-        seconds, warm_up = options.pop("seconds", self.seconds), options.pop("warm_up", self.warm_up)
-        return generator.run(generator.arguments(target, calls, seconds, warm_up, options), self.load_core)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """A case. `columns` are those it can measure; `once` says that repeats would tell nothing new."""
-
-    key: str
-    title: str
-    columns: tuple[str, ...]
-    measure: Callable[[Bench, str, int], Iterator[Sample]]
-    once: bool = False
-
-
-def _figures(report: generator.Report) -> dict[str, float]:
-    latency = report["latency_ms"]
-    return {
-        "rps": report["rps"],
-        "goodput_rps": report["goodput_rps"],
-        "p50_ms": latency["p50"],
-        "p99_ms": latency["p99"],
-        "p99_9_ms": latency["p99_9"],
-        "failures": report["requests"] - report["ok"],
-        "generator_share": report["cpu_share"],
-    }
-
-
-def _loaded(bench: Bench, server: Server, case: str, load: str, repeat: int, calls: Path, **options: Any) -> Sample:
-    """One load on a running server, with what it cost the server."""
-    bench.say(f"{case}: {server.column.title}, {load}")
-    batches, cpu, busy = server.batch_sizes(), server.cpu_seconds(), _busy_seconds(bench)
-    report = bench.load(server.target, calls, **options)
-    cpu = server.cpu_seconds() - cpu
-    server_busy, load_busy = (after - before for after, before in zip(_busy_seconds(bench), busy, strict=True))
-    sizes = server.batch_sizes() - batches
-    bench.step()
-    seconds = options.get("seconds", bench.seconds) + options.get("warm_up", bench.warm_up)
-    # The server's CPU time is of the whole run, so it is put against all of the run's seconds.
-    figures = _figures(report) | {
-        "server_us_per_request": cpu / seconds / report["rps"] * 1e6 if report["rps"] else 0.0,
-        # Work of others on the two cores, as a share of them: the figures are too low by at least that.
-        "foreign_share": max(0.0, server_busy - cpu) / seconds,
-        "load_foreign_share": max(0.0, load_busy / seconds - report["cpu_share"]),
-        "batch_mean": sum(rows * count for rows, count in sizes.items()) / max(1, sizes.total()),
-    }
-    detail = {key: report[key] for key in ("latency_ms", "send_lag_ms", "by_status", "by_reason", "series")}
-    detail["batch_sizes"] = dict(sorted(sizes.items()))
-    return Sample(case=case, column=server.column.key, load=load, repeat=repeat, metrics=figures, detail=detail)
-
-
-def _busy_seconds(bench: Bench) -> tuple[float, float]:
-    """Time that the server's and the generator's core have worked, for whomever; what the hypervisor took included."""
-    cores = psutil.cpu_times(percpu=True)
-    used = (cores[bench.server_core], cores[bench.load_core])
-    server, load = (float(sum(core) - core.idle - core.iowait - core.guest - core.guest_nice) for core in used)
-    return server, load
 
 
 def unary(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
@@ -130,7 +33,7 @@ def unary(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     with bench.server(column, SMALL) as server:
         for in_flight in UNARY_LOADS:
             shape = {"in_flight": in_flight, "connections": min(in_flight, 2)}
-            yield _loaded(bench, server, "unary", f"{in_flight} in flight", repeat, calls, **shape)
+            yield loaded(bench, server, "unary", f"{in_flight} in flight", repeat, calls, **shape)
 
 
 def latency(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
@@ -140,7 +43,7 @@ def latency(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
         most = bench.load(server.target, calls, in_flight=32)["rps"]
         for fraction in LOAD_FRACTIONS:
             rate = most * fraction
-            sample = _loaded(
+            sample = loaded(
                 bench, server, "latency", f"{fraction:g} of its rate", repeat, calls, rate=rate, deadline_ms=2000
             )
             yield dataclasses.replace(sample, metrics=sample.metrics | {"offered_rps": rate})
@@ -150,24 +53,24 @@ def streams(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     """`StreamPredict` on the small model, and `Predict` with as many in flight beside it."""
     calls = bench.files(SMALL).calls
     with bench.server(column, SMALL) as server:
-        yield _loaded(bench, server, "streams", "unary", repeat, calls, in_flight=STREAMS * STREAM_WINDOWS[1])
+        yield loaded(bench, server, "streams", "unary", repeat, calls, in_flight=STREAMS * STREAM_WINDOWS[1])
         for items, window in STREAM_WINDOWS.items():
             load = f"{items} item{'s' if items > 1 else ''}"
             shape = {"mode": "stream", "streams": STREAMS, "items": items, "window": window}
-            yield _loaded(bench, server, "streams", load, repeat, calls, **shape)
+            yield loaded(bench, server, "streams", load, repeat, calls, **shape)
 
 
 def large(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     """600 KB requests to a model that only averages them."""
     with bench.server(column, LARGE) as server:
-        yield _loaded(bench, server, "large", "8 in flight", repeat, bench.files(LARGE).calls, in_flight=8)
+        yield loaded(bench, server, "large", "8 in flight", repeat, bench.files(LARGE).calls, in_flight=8)
 
 
 def medium(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     """A model that costs more than a millisecond a row: what the server adds to it."""
     if column == "inprocess":
         bench.say("medium: in process")
-        told = _python(
+        told = python(
             bench, "-m", "bench.peers.inprocess", str(bench.files(MEDIUM).model), "--seconds", f"{bench.seconds / 2}"
         )
         for size, rate in told["rows_per_second"].items():
@@ -176,7 +79,7 @@ def medium(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
         bench.step()
         return
     with bench.server(column, MEDIUM) as server:
-        yield _loaded(bench, server, "medium", "closed", repeat, bench.files(MEDIUM).calls, in_flight=MEDIUM_IN_FLIGHT)
+        yield loaded(bench, server, "medium", "closed", repeat, bench.files(MEDIUM).calls, in_flight=MEDIUM_IN_FLIGHT)
 
 
 def goodput(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
@@ -186,7 +89,7 @@ def goodput(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
         capacity = bench.load(server.target, calls, in_flight=MEDIUM_IN_FLIGHT)["rps"]
         for times in OVERLOADS:
             shape = {"rate": capacity * times, "deadline_ms": GOODPUT_DEADLINE_MS}
-            sample = _loaded(bench, server, "goodput", f"{times:g}x", repeat, calls, **shape)
+            sample = loaded(bench, server, "goodput", f"{times:g}x", repeat, calls, **shape)
             yield dataclasses.replace(sample, metrics=sample.metrics | {"offered_rps": capacity * times})
 
 
@@ -205,7 +108,7 @@ def queue(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
         bench.say("queue: bench.micro_scheduling is not there, left out")
         return
     bench.say("queue: the core alone")
-    told = _python(bench, "-c", QUEUE_PROGRAM)
+    told = python(bench, "-c", QUEUE_PROGRAM)
     figures = {"ratio": told["many_ns"] / told["few_ns"], **told}
     bench.step()
     yield Sample(case="queue", column=column, load="100000 over 100", repeat=repeat, metrics=figures)
@@ -260,21 +163,11 @@ def ceiling(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     with generator.fixed_server(calls, bench.server_core) as target:
         for in_flight in (32, 128):
             bench.say(f"ceiling: {in_flight} in flight")
-            figures = _figures(bench.load(target, calls, in_flight=in_flight))
+            figures = figures_of(bench.load(target, calls, in_flight=in_flight))
             # The rate at which its core would be full: the server of fixed answers may be the slower one.
             figures["limit_rps"] = figures["rps"] / figures["generator_share"]
             bench.step()
             yield Sample(case="ceiling", column=column, load=f"{in_flight} in flight", repeat=repeat, metrics=figures)
-
-
-def _python(bench: Bench, *arguments: str) -> dict[str, Any]:
-    """Runs Python on the server's core and reads the JSON that it writes."""
-    command = ["taskset", "-c", str(bench.server_core), sys.executable, *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    if finished.returncode != 0:
-        raise BenchError(f"{arguments[1].strip()} failed: {finished.stderr.strip()[-2000:]}")
-    told: dict[str, Any] = json.loads(finished.stdout)
-    return told
 
 
 PEERS = ("grpc_aio", "grpc_threads")
@@ -282,17 +175,21 @@ ALL = ("forebay", "forebay_aio", *PEERS)
 CASES = {
     case.key: case
     for case in (
-        Case(key="ceiling", title="the generator's own limit", columns=("fixed-server",), measure=ceiling, once=True),
+        Case(key="ceiling", title="the generator's own limit", columns=("fixed-server",), measure=ceiling, most=1),
         Case(key="unary", title="Predict, small model", columns=ALL, measure=unary),
         Case(key="streams", title="StreamPredict, small model", columns=("forebay", "grpc_aio"), measure=streams),
         Case(key="large", title="600 KB requests", columns=ALL, measure=large),
         Case(key="medium", title="a model of over 1 ms a row", columns=("inprocess", *ALL), measure=medium),
         Case(key="goodput", title="overload", columns=("forebay", "grpc_aio"), measure=goodput),
         Case(key="latency", title="latency against load", columns=("forebay", *PEERS), measure=latency),
-        Case(key="queue", title="100,000 waiting", columns=("forebay",), measure=queue, once=True),
+        Case(key="queue", title="100,000 waiting", columns=("forebay",), measure=queue, most=1),
         Case(key="startup", title="process start to first answer", columns=ALL, measure=startup),
-        Case(key="memory", title="memory after many requests", columns=("forebay",), measure=memory, once=True),
-        Case(key="parts", title="where one request's time goes", columns=("forebay",), measure=parts, once=True),
+        Case(key="memory", title="memory after many requests", columns=("forebay",), measure=memory, most=1),
+        Case(key="submit", title="jobs taken in", columns=("forebay",), measure=job_cases.submit),
+        Case(key="drain", title="jobs worked off", columns=("forebay",), measure=job_cases.drain, most=3),
+        Case(key="beside", title="online calls beside jobs", columns=("forebay",), measure=job_cases.beside),
+        Case(key="kept", title="a million finished jobs", columns=("forebay",), measure=job_cases.kept, most=1),
+        Case(key="parts", title="where one request's time goes", columns=("forebay",), measure=parts, most=1),
     )
 }  # fmt: skip
 NOT_SERVERS = {"fixed-server", "inprocess"}

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench import cases, generator, machine, models, plots, report
+from bench.case import Bench, Case
 from bench.errors import BenchError
 from bench.server import COLUMNS
 
@@ -34,12 +35,17 @@ class Plan:
     seconds: float
     warm_up: float
     memory_requests: int
+    jobs: int
+    finished_jobs: int
 
 
-FULL = Plan(repeats=4, seconds=4.0, warm_up=1.0, memory_requests=1_000_000)
-QUICK = Plan(repeats=1, seconds=1.0, warm_up=0.3, memory_requests=200_000)
+FULL = Plan(repeats=4, seconds=4.0, warm_up=1.0, memory_requests=1_000_000, jobs=100_000, finished_jobs=1_000_000)
+QUICK = Plan(repeats=1, seconds=1.0, warm_up=0.3, memory_requests=200_000, jobs=30_000, finished_jobs=100_000)
 
-STEPS = {"unary": 4, "latency": 5, "streams": 3, "goodput": 6, "parts": 3, "ceiling": 2}
+STEPS = {
+    "unary": 4, "latency": 5, "streams": 3, "goodput": 6, "parts": 3, "ceiling": 2, "submit": 8, "drain": 5,
+    "beside": 4,
+}  # fmt: skip
 """Measurements of a case, per column and repeat, for the progress bar; 1 if not said."""
 
 
@@ -60,11 +66,11 @@ def check(columns: Sequence[str]) -> None:
         raise BenchError("two cores are needed, one for the server and one for the load generator")
 
 
-def measure(chosen: Sequence[cases.Case], bench: cases.Bench, repeats: int) -> list[report.Sample]:
+def measure(chosen: Sequence[Case], bench: Bench, repeats: int) -> list[report.Sample]:
     """All samples. Cases one after the other; repeats of a case take turns through its columns."""
     samples: list[report.Sample] = []
     for case in chosen:
-        for repeat in range(1 if case.once else repeats):
+        for repeat in range(min(repeats, case.most)):
             # Another column begins each time, so that none is always the first on a cool machine.
             turn = repeat % len(case.columns)
             for column in case.columns[turn:] + case.columns[:turn]:
@@ -72,20 +78,20 @@ def measure(chosen: Sequence[cases.Case], bench: cases.Bench, repeats: int) -> l
     return samples
 
 
-def steps(chosen: Sequence[cases.Case], repeats: int) -> int:
+def steps(chosen: Sequence[Case], repeats: int) -> int:
     """Measurements that the progress bar counts."""
     total = 0
     for case in chosen:
         for column in case.columns:
             each = 1 if column == "inprocess" else STEPS.get(case.key, 1)
-            total += each * (1 if case.once else repeats)
+            total += each * min(repeats, case.most)
     return total
 
 
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bench", description="Measure Forebay beside other gRPC servers.")
-    parser.add_argument("--quick", action="store_true", help="two minutes: one short repeat of everything")
+    parser.add_argument("--quick", action="store_true", help="five minutes: one short repeat of everything")
     parser.add_argument("--only", default="", help=f"cases, comma-separated: {', '.join(cases.CASES)}")
     parser.add_argument("--columns", default=",".join(COLUMNS), help="servers, comma-separated (default: all)")
     parser.add_argument("--repeats", type=int, help="how often each case is measured")
@@ -122,7 +128,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         models.make(name, directory)
 
     with _progress(console, steps(chosen, plan.repeats)) as (say, step):
-        bench = cases.Bench(
+        bench = Bench(
             directory=directory,
             server_core=server_core,
             load_core=load_core,
@@ -130,6 +136,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             warm_up=plan.warm_up,
             columns=columns,
             memory_requests=plan.memory_requests,
+            jobs=plan.jobs,
+            finished_jobs=plan.finished_jobs,
             say=say,
             step=step,
         )
@@ -163,7 +171,7 @@ def _write(
     directory: Path,
     described: dict[str, Any],
     plan: Plan,
-    bench: cases.Bench,
+    bench: Bench,
     samples: list[report.Sample],
     console: Console,
 ) -> None:

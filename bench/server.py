@@ -24,7 +24,7 @@ import psutil
 
 from bench.errors import BenchError
 from bench.models import read_calls
-from forebay.v1 import model_service_pb2, model_service_pb2_grpc
+from forebay.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 
 PREDICT = "/forebay.v1.InferenceService/Predict"
 ROOT = Path(__file__).parents[1]
@@ -75,13 +75,15 @@ COLUMNS = {
 class Server:
     """A running server; a context manager. Used by one thread."""
 
-    def __init__(self, column: Column, model: Path, calls: Path, core: int, *, options: tuple[str, ...] = ()) -> None:
+    def __init__(self, column: Column, model: Path, calls: Path, cores: str, *, options: tuple[str, ...] = ()) -> None:
         self.column = column
         self.port = _free_port()
         self.ready_s = 0.0
+        self.log = ""
+        """What it has written to stderr; once it has ended."""
         self._model = model
         self._request = read_calls(calls)[0][0]
-        self._argv = ["taskset", "-c", str(core), *column.command(model, self.port), *options]
+        self._argv = ["taskset", "-c", cores, *column.command(model, self.port), *options]
         self._process: subprocess.Popen[str] | None = None
         self._stderr: IO[str] | None = None
         self._channel: grpc.Channel | None = None
@@ -124,7 +126,22 @@ class Server:
             if self._process.stdout is not None:
                 self._process.stdout.close()
         if self._stderr is not None:
+            self._stderr.seek(0)
+            self.log = self._stderr.read()
             self._stderr.close()
+            self._stderr = None
+
+    def event(self, name: str) -> dict[str, Any]:
+        """The log line of a name that one of ours has written, as JSON; once it has ended.
+
+        Raises:
+            BenchError: There is none.
+        """
+        for line in self.log.splitlines():
+            if line.startswith("{") and json.loads(line).get("event") == name:
+                found: dict[str, Any] = json.loads(line)
+                return found
+        raise BenchError(f"{self.column.title} has logged no `{name}`:\n{self.log[-2000:]}")
 
     def _wait(self, began: float) -> None:
         """Polls the port, then the model, so that `ready_s` is the time to the first right answer."""
@@ -155,7 +172,7 @@ class Server:
 
     def _last_words(self) -> str:
         if self._stderr is None:
-            return ""
+            return self.log[-2000:]
         self._stderr.seek(0)
         return self._stderr.read()[-2000:]
 
@@ -177,6 +194,14 @@ class Server:
                 used[f"{name} {thread.id - self.pid}"] = float(thread.user_time + thread.system_time)
         return used
 
+    def successes(self) -> int:
+        """Requests that one of ours has answered since its start, jobs included."""
+        return sum(entry.requests for entry in self._statistics().outcomes if entry.code == "OK")
+
+    def longest_batch(self) -> float:
+        """Seconds that the engine of one of ours takes for the largest batch, by its cost model."""
+        return max(cost.predicted_nanos for cost in self._statistics().costs) / 1e9
+
     def batch_sizes(self) -> Counter[int]:
         """How many batches of each size have run since the start."""
         if self.column.own:
@@ -190,6 +215,9 @@ class Server:
         return Counter({int(rows): int(count) for rows, count in told["batch_sizes"].items()})
 
     def _own_batch_sizes(self) -> Counter[int]:
+        return Counter({entry.rows: entry.batches for entry in self._statistics().batch_sizes})
+
+    def _statistics(self) -> model_pb2.ModelStatistics:
         if self._channel is None:
             raise BenchError("the server is not running")
         stub = model_service_pb2_grpc.ModelServiceStub(self._channel)
@@ -197,7 +225,7 @@ class Server:
             answer = stub.GetStatistics(model_service_pb2.GetStatisticsRequest(model=self._model.stem), timeout=5)
         except grpc.RpcError as error:
             raise BenchError(f"{self.column.title} does not tell its statistics: {error}") from error
-        return Counter({entry.rows: entry.batches for entry in answer.statistics[0].batch_sizes})
+        return answer.statistics[0]
 
 
 def _free_port() -> int:

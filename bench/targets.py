@@ -6,6 +6,7 @@ Only data. The numbers are those of the design; `report` computes the rows, `cas
 import dataclasses
 from typing import Literal
 
+STORES = ("sqlite", "postgresql")
 BEST = "*"
 """As a load: the best median over all loads of the case and column."""
 
@@ -115,6 +116,46 @@ TARGETS = (
         bottom=Point("memory", "forebay", "before", "rss_mib"),
         bound="at most",
         value=1.05,
+    ),
+    *(
+        Target(
+            title=f"durable `Submit`, {store}, 128 in flight: requests/s over `Predict` on the same server",
+            top=Point("submit", "forebay", f"{store}, 128 in flight"),
+            bottom=Point("submit", "forebay", f"predict, {store}, 128 in flight"),
+            bound="at least",
+            value=0.15,
+        )
+        for store in STORES
+    ),
+    *(
+        Target(
+            title=f"{load}: a backlog is worked off, jobs/s over what the store can claim and finish by itself",
+            top=Point("drain", "forebay", load),
+            bottom=Point("drain", "forebay", f"{load.partition(',')[0]} itself"),
+            bound="at least",
+            value=0.8,
+        )
+        for load in (*STORES, "postgresql, 2 servers")
+    ),
+    *(
+        Target(
+            title=f"p99 of `Predict` beside a backlog of jobs, over that without, {model} model",
+            top=Point("beside", "forebay", f"{model}, a backlog", "p99_ms"),
+            bottom=Point("beside", "forebay", f"{model}, no jobs", "p99_ms"),
+            bound="at most",
+            value=1.2,
+        )
+        for model in ("small", "medium")
+    ),
+    *(
+        Target(
+            title=f"{title} with many finished jobs, over that with ten thousand",
+            top=Point("kept", "forebay", "many", metric),
+            bottom=Point("kept", "forebay", "few", metric),
+            bound="at most",
+            value=1.2,
+        )
+        for title, metric in (("time to claim 16 jobs", "claim_ms"), ("bytes of the store per job", "bytes_per_job"))
     ),
     Target(
         title="the generator's own limit, over the fastest unary figure of Forebay",

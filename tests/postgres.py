@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -170,7 +171,9 @@ class Postgres:
         return name
 
 
-def _server(**settings: str) -> Iterator[Postgres]:
+@contextmanager
+def running(**settings: str) -> Iterator[Postgres]:
+    """A server that runs, in a folder of its own; gone with all that it has at the end."""
     # Not in pytest's folder, which is closed to others, and a Unix socket's path is short.
     folder = Path(tempfile.mkdtemp(prefix="forebay-pg-"))
     server = None
@@ -189,13 +192,15 @@ def _server(**settings: str) -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """The session's server, which every test leaves as it is."""
-    yield from _server()
+    with running() as server:
+        yield server
 
 
 @pytest.fixture
 def postgres_alone() -> Iterator[Postgres]:
     """A server that the test may stop, kill, or fill."""
-    yield from _server()
+    with running() as server:
+        yield server
 
 
 @pytest.fixture

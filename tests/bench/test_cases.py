@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from bench import cases, models, run, server, targets
+from bench.case import Bench, Case
 from bench.errors import BenchError
 from bench.peers import inprocess
 
@@ -54,7 +55,7 @@ def test_repeats_begin_with_another_column_each_time():
         seen.append((repeat, column))
         return iter(())
 
-    case = cases.Case(key="x", title="x", columns=("a", "b", "c"), measure=measure)
+    case = Case(key="x", title="x", columns=("a", "b", "c"), measure=measure)
     run.measure([case], None, 2)
     assert seen == [(0, "a"), (0, "b"), (0, "c"), (1, "b"), (1, "c"), (1, "a")]
 
@@ -78,9 +79,9 @@ def test_an_error_is_one_sentence_and_an_exit_status():
 
 def test_the_bound_of_the_medium_model_is_measured_in_a_process_of_its_own(model_files, core):
     """The case runs the real program on the server's core and makes a sample of each batch size."""
-    bench = cases.Bench(
+    bench = Bench(
         directory=model_files.model.parent, server_core=core, load_core=core, seconds=0.02, warm_up=0.0, columns=[],
-        memory_requests=0, say=lambda line: None, step=lambda: None,
+        memory_requests=0, jobs=0, finished_jobs=0, say=lambda line: None, step=lambda: None,
     )  # fmt: skip
     models.make("medium", bench.directory)
     samples = list(cases.medium(bench, "inprocess", 3))

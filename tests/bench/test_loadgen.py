@@ -17,14 +17,14 @@ pytestmark = pytest.mark.loadgen
 
 @pytest.fixture(scope="module")
 def honest(loadgen, model_files, core):
-    with server.Server(server.COLUMNS["grpc_aio"], model_files.model, model_files.calls, core) as running:
+    with server.Server(server.COLUMNS["grpc_aio"], model_files.model, model_files.calls, str(core)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def liar(loadgen, model_files, core):
     column = server.COLUMNS["grpc_aio"]
-    with server.Server(column, model_files.model, model_files.calls, core, options=("--lie",)) as running:
+    with server.Server(column, model_files.model, model_files.calls, str(core), options=("--lie",)) as running:
         yield running
 
 
@@ -132,7 +132,7 @@ def test_a_dead_server_is_one_sentence(loadgen, model_files):
 def test_a_server_that_dies_is_counted_not_fatal(loadgen, model_files, core):
     """Requests after its death are UNAVAILABLE; the run goes on to its end."""
     column = server.COLUMNS["grpc_threads"]
-    with server.Server(column, model_files.model, model_files.calls, core) as running:
+    with server.Server(column, model_files.model, model_files.calls, str(core)) as running:
         command = generator.arguments(running.target, model_files.calls, 1.5, 0.0, {"in_flight": 4})
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:

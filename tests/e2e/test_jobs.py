@@ -607,6 +607,8 @@ def test_a_drain_loses_nothing(process, call, gate):
     gate.open()
     assert first.wait() == 0, first.stderr
     assert first.events("stopped")[0]["unanswered"] == 0
+    closed = first.events("job_store_closed")[0]
+    assert 0 < closed["groups"] <= closed["operations"]
 
     second = process(*arguments).ready()
     jobs = Jobs(call(second))
@@ -688,6 +690,43 @@ def test_a_store_that_is_away(serve, call, postgres_alone):
     start = time.monotonic()
     assert server.drain() == 0
     assert time.monotonic() - start < 5.0, "a store that is away is not waited for"
+
+
+@any_front_end
+def test_a_server_that_only_takes_jobs_in(serve, call, database):
+    """Jobs wait, and it says truly that it serves; another server on the same database runs them, and both answer."""
+    front = serve(synthetic(), jobs=JobsConfig(store=database, run=False))
+    jobs = Jobs(call(front))
+    ids = {jobs.submit(request_of("model", row(value))).id: value for value in range(5)}
+    time.sleep(0.3)
+    for place, job_id in enumerate(ids):
+        job = jobs.result(job_id).job
+        assert (job.state, job.attempt, job.jobs_ahead, job.HasField("estimated_wait")) == (PENDING, 0, place, False)
+    assert jobs.caller.serving("forebay.v1.JobService")
+    assert np.array_equal(array_of(jobs.caller.predict("model", row(7)).outputs[0]), row(7))
+
+    back = serve(synthetic(), jobs=JobsConfig(store=database))
+
+    for job_id, value in ids.items():
+        assert np.array_equal(array_of(jobs.outcome(job_id).response.outputs[0]), row(value))
+    assert jobs.outcome(jobs.submit(request_of("model", row(9))).id).job.attempt == 1
+    assert Jobs(call(back)).result(next(iter(ids))) == jobs.result(next(iter(ids)))
+
+
+@any_front_end
+def test_jobs_that_were_only_taken_in_run_after_a_restart(offer):
+    """The same file with the setting as it is by default."""
+    first, jobs = offer(jobs={"run": False})
+    ids = {jobs.submit(request_of("model", row(value))).id: value for value in range(5)}
+    assert jobs.result(next(iter(ids)), 0.3).job.state == PENDING
+    assert first.drain() == 0
+
+    _, jobs = offer()
+
+    for job_id, value in ids.items():
+        response = jobs.outcome(job_id)
+        assert np.array_equal(array_of(response.response.outputs[0]), row(value))
+        assert response.job.attempt == 1
 
 
 @any_front_end

@@ -10,6 +10,7 @@ use forebay_loadgen::options::{Mode, Options};
 use forebay_loadgen::record::{CountBy, Recorder};
 use forebay_loadgen::schedule::Schedule;
 use forebay_loadgen::stream::{self, Caller, Pace};
+use forebay_loadgen::submit::{self, Keys};
 use forebay_loadgen::unary::{self, Shared};
 use forebay_loadgen::{calls, record};
 use rustix::time::{ClockId, clock_gettime};
@@ -70,11 +71,12 @@ async fn measure(options: &Options, calls: Vec<calls::Call>) -> Result<Output, S
     let path = match options.mode {
         Mode::Unary => unary::PATH,
         Mode::Stream => stream::PATH,
+        Mode::Submit => submit::PATH,
     };
     let whole = options.warm_up + options.duration;
     // A stream lives for the whole run, its items have the deadline.
     let head = match options.mode {
-        Mode::Unary => Head::new(&options.target, path, options.deadline_ms)?,
+        Mode::Unary | Mode::Submit => Head::new(&options.target, path, options.deadline_ms)?,
         Mode::Stream => Head::new(&options.target, path, whole + 2 * options.deadline_ms)?,
     };
     let mut links = Vec::new();
@@ -85,7 +87,8 @@ async fn measure(options: &Options, calls: Vec<calls::Call>) -> Result<Output, S
     let (start, stop) = (begin + options.warm_up, begin + whole);
     let count_by = if options.rate.is_some() { CountBy::Due } else { CountBy::Completion };
     let recorder = Recorder::new(start, stop, count_by, options.deadline_ms).map_err(|error| error.to_string())?;
-    let shared = Rc::new(Shared::new(calls, head, links, recorder, options.deadline_ms, options.tolerance));
+    let jobs = (options.mode == Mode::Submit).then(Keys::default);
+    let shared = Rc::new(Shared::new(calls, head, links, recorder, options.deadline_ms, options.tolerance, jobs));
 
     let usage = tokio::task::spawn_local(async move {
         sleep_until(start.into()).await;
@@ -94,7 +97,7 @@ async fn measure(options: &Options, calls: Vec<calls::Call>) -> Result<Output, S
         cpu_time().saturating_sub(before)
     });
     match options.mode {
-        Mode::Unary => unary_load(options, &shared, begin, stop).await?,
+        Mode::Unary | Mode::Submit => unary_load(options, &shared, begin, stop).await?,
         Mode::Stream => stream_load(options, &shared, begin, stop).await?,
     }
     let cpu = usage.await.map_err(|error| error.to_string())?;

@@ -16,6 +16,8 @@ pub enum Mode {
     Unary,
     /// `StreamPredict`.
     Stream,
+    /// `Submit`; in other respects like `unary`.
+    Submit,
 }
 
 /// Sends inference requests at a server, checks every answer, and writes what it saw to standard output as JSON.

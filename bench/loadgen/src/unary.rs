@@ -1,4 +1,5 @@
-//! `Predict` in a closed loop (so many in flight, always) and in an open one (so many a second, whatever happens).
+//! `Predict` or `Submit` in a closed loop (so many in flight, always) and in an open one (so many a second, whatever
+//! happens).
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -7,11 +8,12 @@ use std::time::{Duration, Instant};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::sleep;
 
-use crate::calls::Call;
+use crate::calls::{Call, Mismatch};
 use crate::connection::{self, Head, Link, Sender};
 use crate::record::Recorder;
 use crate::schedule::Schedule;
 use crate::status::Failure;
+use crate::submit::{self, Keys};
 use crate::timer::Timer;
 
 /// The path of the RPC.
@@ -35,6 +37,8 @@ pub struct Shared {
     pub deadline: Duration,
     /// How far floating numbers may be off.
     pub tolerance: f64,
+    /// Set, requests are submitted as jobs under these keys.
+    pub jobs: Option<Keys>,
     next: Cell<usize>,
 }
 
@@ -48,8 +52,9 @@ impl Shared {
         recorder: Recorder,
         deadline: Duration,
         tolerance: f64,
+        jobs: Option<Keys>,
     ) -> Self {
-        Self { calls, head, links, recorder: RefCell::new(recorder), deadline, tolerance, next: Cell::new(0) }
+        Self { calls, head, links, recorder: RefCell::new(recorder), deadline, tolerance, jobs, next: Cell::new(0) }
     }
 
     /// The next of the prepared calls, round and round, with its index.
@@ -60,9 +65,17 @@ impl Shared {
         self.calls.get(index).map(|call| (index, call))
     }
 
+    fn message(&self, call: &Call) -> bytes::Bytes {
+        self.jobs.as_ref().map_or_else(|| call.framed.clone(), |keys| keys.submission(call))
+    }
+
+    fn check(&self, call: &Call, message: &[u8]) -> Result<(), Mismatch> {
+        if self.jobs.is_some() { submit::check(message) } else { call.check(message, self.tolerance) }
+    }
+
     /// Checks and records one answer.
     pub fn answered(&self, call: &Call, due: Instant, answer: Result<&[u8], &Failure>) {
-        let checked = answer.map(|message| call.check(message, self.tolerance));
+        let checked = answer.map(|message| self.check(call, message));
         let done = Instant::now();
         let mut recorder = self.recorder.borrow_mut();
         match checked {
@@ -100,7 +113,7 @@ async fn caller(shared: Rc<Shared>, link: Rc<Link>, stop: Instant) {
 
 async fn one(shared: &Shared, sender: &mut Option<Sender>, call: &Call, due: Instant) -> Result<bytes::Bytes, Failure> {
     let Some(sender) = sender else { return Err(Failure::local("UNAVAILABLE", "no connection")) };
-    connection::unary(sender, &shared.head, call.framed.clone(), (due + shared.deadline).into()).await
+    connection::unary(sender, &shared.head, shared.message(call), (due + shared.deadline).into()).await
 }
 
 /// Sends each call when it is due, until `stop`, then waits for the last ones. What the server does changes nothing.

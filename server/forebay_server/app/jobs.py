@@ -105,6 +105,7 @@ class Jobs:
             complaints=complaints,
         ).service()
         self.timed = (self._desk, self._keeper)
+        self._runs_jobs = settings.run
         self._catalogue = catalogue
         self._served: set[str] = set()
         self._draining = False
@@ -121,7 +122,7 @@ class Jobs:
         except (ConfigError, StoreUnavailable) as error:
             raise StoreNotOpened(str(error)) from error
         self._sender.start()
-        _log.info("job_store", kind=self._store.name, durable=self._store.name != "memory")
+        _log.info("job_store", kind=self._store.name, durable=self._store.name != "memory", runs_jobs=self._runs_jobs)
 
     def look_after(self, vitals: Vitals) -> None:
         """Keeps the health of the service true."""
@@ -151,6 +152,8 @@ class Jobs:
         self._sender.close(MESSAGES_PATIENCE)
         if not self._keeper.close(STORE_PATIENCE if self._keeper.healthy else AWAY_PATIENCE):
             _log.error("job_store_not_closed")
+        # Operations over groups is how many shared a commit.
+        _log.info("job_store_closed", groups=self._keeper.groups, operations=self._keeper.applied)
 
     def _model_changed(self, served: Served) -> None:
         name = served.name

@@ -210,6 +210,9 @@ class JobsConfig(Section, frozen=True):
     store: str = ""
     """Where they are kept: a path (SQLite), `postgresql://...`, or `memory:` (not durable; for tests). Empty: there are
     no jobs."""
+    run: bool = True
+    """Run jobs here. `false`: this server takes jobs in and answers for them, and leaves running them to others that
+    share the store, or to its next start."""
     max_pending: Positive = 1_000_000
     """Jobs that may wait; more are refused."""
     max_attempts: Positive = 5

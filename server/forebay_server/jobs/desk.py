@@ -195,7 +195,7 @@ class Desk:
         """About how many jobs are ahead of one that waits, and about how many seconds it will wait.
 
         The first is an estimate in the sense of `Pending.ahead`. The second supposes that they run here, at the
-        measured speed, and that nobody else wants the model; None if it is not served here.
+        measured speed, and that nobody else wants the model; None if it is not served here, or no jobs run here.
         """
         if job.state is not JobState.PENDING:
             return 0, 0.0
@@ -205,8 +205,9 @@ class Desk:
     # --- For the app ----------------------------------------------------------------------------------------------
 
     def serve(self, model: str) -> None:
-        """Claims jobs of this model from now on: it is ready."""
-        self._runner.serve(model)
+        """Claims jobs of this model from now on, if jobs run here: it is ready."""
+        if self._config.run:
+            self._runner.serve(model)
 
     def unserve(self, model: str) -> None:
         """Claims no more jobs of this model: it is gone. What is claimed ends as the scheduler says."""

@@ -4,7 +4,7 @@ The count and the delays are kept here. So are the first and the last sequence, 
 the database is asked, which has an index for it. What a group has changed can be taken back.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 
 from forebay_server.jobs.store import Flow, Waiting
@@ -85,19 +85,21 @@ class Lines:
         if ready:
             line.delays[sequence] = ready
 
-    def remove(self, flow: FlowKey, sequence: int) -> None:
-        """A job waits no more."""
+    def remove(self, flow: FlowKey, sequences: Sequence[int]) -> None:
+        """Jobs wait no more."""
         line = self._touch(flow)
         assert line is not None, f"{flow} has nothing waiting"  # noqa: S101 - the books would be wrong
-        line.jobs -= 1
+        line.jobs -= len(sequences)
         if not line.jobs:
             del self._lines[flow]
             return
-        if sequence == line.first:
+        if line.first in sequences:
             line.first = None
-        if sequence == line.last:
+        if line.last in sequences:
             line.last = None
-        line.delays.pop(sequence, None)
+        if line.delays:
+            for sequence in sequences:
+                line.delays.pop(sequence, None)
 
     def waiting(self, now: float) -> list[Waiting]:
         """What waits, sorted by flow."""

@@ -15,6 +15,7 @@ import structlog
 from forebay_server.errors import ForebayError, Internal, JobKeyReused, JobNotFound
 from forebay_server.jobs.payloads import LARGE, PayloadLost, Payloads
 from forebay_server.jobs.sqlite_backlog import FlowKey, Lines
+from forebay_server.jobs.sqlite_many import CLAIM, END, REPLACE, Claims, blobs, numbers
 from forebay_server.jobs.states import FINAL, JobState
 from forebay_server.jobs.store import (
     DUE_ANYWAY,
@@ -67,21 +68,14 @@ _INSERT: Final = f"""
     VALUES (?, ?, ?, {JobState.PENDING:d}, ?, ?, 0, ?, ?, 0, 0, ?, ?, 0, ?, 0, ?, ?, ?, ?, 0)
 """
 _CLAIMABLE: Final = f"""
-    SELECT {_JOB}, data, digest FROM jobs INDEXED BY urgency LEFT JOIN bodies USING (sequence)
+    SELECT {_JOB}, data, digest, ttl FROM jobs INDEXED BY urgency LEFT JOIN bodies USING (sequence)
     WHERE model = ? AND tenant = ? AND priority = ? AND suspect = ? AND state = {JobState.PENDING:d}
         AND ready <= ? AND (expires IS NULL OR expires > ?)
     ORDER BY due, jobs.sequence LIMIT ?
 """
-_CLAIM: Final = f"""
-    UPDATE jobs SET state = {JobState.RUNNING:d}, owner = ?, attempt = ?, started = ?, ready = 0 WHERE sequence = ?
-"""
-_END: Final = """
-    UPDATE jobs SET state = ?1, served_version = ?2, ended = ?3, purges = ?3 + ttl, owner = NULL,
-        message_due = CASE WHEN url IS NULL THEN NULL ELSE ?3 END
-"""
 _HELD: Final = f"id = ?4 AND state = {JobState.RUNNING:d} AND owner = ?5 AND attempt = ?6"
-_FINISH: Final = f"{_END} WHERE {_HELD} RETURNING {_JOB}, ?7"
-_END_ONE: Final = f"{_END} WHERE sequence = ?4 RETURNING {_JOB}"
+_FINISH: Final = f"{END} WHERE {_HELD} RETURNING {_JOB}, ?7"
+_END_ONE: Final = f"{END} WHERE sequence = ?4 RETURNING {_JOB}"
 _RELEASE: Final = f"""
     UPDATE jobs SET state = {JobState.PENDING:d}, owner = NULL, attempt = attempt - ?1,
         ready = CASE ?3 WHEN 0 THEN 0 ELSE ?2 + ?3 END
@@ -141,6 +135,7 @@ class Rows:
         self._owners = owners
         self._lost = lost
         self._lines = Lines(self._line_end)
+        self._claims = Claims(connection.execute)
         self._sequence = self._before = 0
         self._now = self._instant = 0.0
         self.damaged: list[str] = []
@@ -193,6 +188,7 @@ class Rows:
     def take_back(self) -> None:
         """The group did not happen."""
         self._lines.take_back()
+        self._claims.clear()
         self._sequence = self._before
 
     def carry_out(self, operations: Sequence[Operation], *, now: float, instant: float) -> list[Outcome]:
@@ -279,10 +275,12 @@ class Rows:
                 if room <= 0:
                     break  # What is not read takes no memory.
         owner = operation.owner
-        self._do_many(_CLAIM, [(owner, row[9] + 1, now, row[2]) for row, _ in rows])
+        if rows:
+            sequences = [row[2] for row, _ in rows]
+            self._do(CLAIM, (owner, now, numbers(sequences)))
+            self._lines.remove(flow, sequences)
         claimed = []
         for row, payload in rows:
-            self._lines.remove(flow, row[2])
             id_, tenant, sequence, _, model, version, _, priority, key, attempt, crashes, created = row[:12]
             job = Job(
                 id_.hex(), tenant, sequence, JobState.RUNNING, model, version, 0, priority, key, attempt + 1, crashes,
@@ -293,6 +291,7 @@ class Rows:
                 self._end(sequence, JobState.FAILED, self._lost)
                 self.damaged.append(job.id)
             else:
+                self._claims.add(job, owner, row[18])
                 claimed.append(Claimed(job, payload))
         return claimed
 
@@ -306,17 +305,17 @@ class Rows:
 
     def _finish(self, run: list[Finish]) -> list[Outcome]:
         now = self._now
-        outcomes: list[Outcome] = [None] * len(run)
-        ended = []
-        claims = [
+        outcomes = self._claims.end(run, now)
+        unknown = [
             (operation.state, operation.served_version, now, _key(operation.id), operation.owner, operation.attempt, n)
             for n, operation in enumerate(run)
+            if outcomes[n] is None
         ]
-        for row in self._do_many(_FINISH, claims):
-            number = row[_WIDTH]
-            outcomes[number] = _job(row)
-            ended.append((row[2], run[number].outcome))
-        self._replace_bodies(ended)
+        for row in self._do_many(_FINISH, unknown):
+            outcomes[row[_WIDTH]] = _job(row)
+        self._replace_bodies(
+            [(job.sequence, operation.outcome) for job, operation in zip(outcomes, run, strict=True) if job]
+        )
         return [outcome or ClaimLost() for outcome in outcomes]
 
     def _release(self, run: list[Release]) -> list[Outcome]:
@@ -329,6 +328,7 @@ class Rows:
         for row in self._do_many(_RELEASE, claims):
             number, suspect, ready = row[_WIDTH:]
             outcomes[number] = job = _job(row)
+            self._claims.drop(job.id)
             self._lines.add((job.model, job.tenant, job.priority, suspect), job.sequence, ready)
         return [outcome or ClaimLost() for outcome in outcomes]
 
@@ -340,7 +340,7 @@ class Rows:
         if job.state in FINAL:
             return job
         if job.state is JobState.PENDING:
-            self._lines.remove((job.model, job.tenant, job.priority, row[_WIDTH]), job.sequence)
+            self._lines.remove((job.model, job.tenant, job.priority, row[_WIDTH]), [job.sequence])
         return self._end(job.sequence, JobState.CANCELLED, None)
 
     def _get(self, operation: Get) -> Found | ForebayError:
@@ -379,16 +379,24 @@ class Rows:
     def _end(self, sequence: int, state: JobState, outcome: bytes | None) -> Job:
         row = self._do(_END_ONE, (state, 0, self._now, sequence)).get
         self._replace_bodies([(sequence, outcome)])
-        return _job(row)
+        job = _job(row)
+        self._claims.drop(job.id)
+        return job
 
     def _replace_bodies(self, bodies: Sequence[tuple[int, bytes | None]]) -> None:
         """The jobs' outcomes instead of their requests; None: nothing."""
         self._loosen([sequence for sequence, _ in bodies])
-        self._do_many(
-            "UPDATE bodies SET data = ?, digest = ? WHERE sequence = ?",
-            [(*self._body(data), sequence) for sequence, data in bodies if data is not None],
-        )
-        self._do_many("DELETE FROM bodies WHERE sequence = ?", [(seq,) for seq, data in bodies if data is None])
+        small = [(sequence, data) for sequence, data in bodies if data and len(data) <= LARGE]
+        if small:
+            sequences, data = zip(*small, strict=True)
+            self._do(REPLACE, (numbers(sequences), blobs(data)))
+        if len(small) < len(bodies):
+            others = [(sequence, data) for sequence, data in bodies if not data or len(data) > LARGE]
+            self._do_many(
+                "UPDATE bodies SET data = ?, digest = ? WHERE sequence = ?",
+                [(*self._body(data), sequence) for sequence, data in others if data is not None],
+            )
+            self._do_many("DELETE FROM bodies WHERE sequence = ?", [(seq,) for seq, data in others if data is None])
 
     def _loosen(self, sequences: Sequence[int]) -> None:
         if self._payloads.any:
@@ -419,7 +427,7 @@ class Rows:
         changed = []
         for sequence, state, *flow in self._do(_LATE, (self._now, operation.limit)).fetchall():
             if state == JobState.PENDING:
-                self._lines.remove((flow[0], flow[1], flow[2], flow[3]), sequence)
+                self._lines.remove((flow[0], flow[1], flow[2], flow[3]), [sequence])
             changed.append(self._end(sequence, JobState.EXPIRED, operation.expired))
         running = self._do(f"SELECT DISTINCT owner FROM jobs INDEXED BY claims WHERE state = {JobState.RUNNING:d}")
         orphans: list[int] = []
@@ -429,6 +437,7 @@ class Rows:
         for sequence in sorted(orphans)[: operation.limit]:
             row = self._do(_TAKE_OVER, (sequence,)).get
             job = _job(row)
+            self._claims.drop(job.id)
             if job.attempt >= operation.max_attempts:
                 job = self._end(sequence, JobState.FAILED, operation.crashed)
             else:

@@ -428,6 +428,19 @@ def test_unserved_models_wait(host):
     assert server.look(mine).job.state is JobState.PENDING
 
 
+def test_jobs_do_not_run_where_they_shall_not(host):
+    """Taken in and counted; never claimed, without an estimate of their wait; time and callers still end them."""
+    server = host(run=False)
+    jobs = [*server.submit_all(3), server.submit(expire_after=30.0)]
+    server.settle()
+    assert server.store.asked(Claim) == []
+    assert {server.look(job).job.state for job in jobs} == {JobState.PENDING}
+    assert [server.desk.prospect(job) for job in jobs] == [(place, None) for place in range(4)]
+    assert server.ask("cancel", jobs[0].id, "t").state is JobState.CANCELLED
+    server.wall.shift = 31.0
+    assert server.wait(jobs[-1]).job.state is JobState.EXPIRED
+
+
 def test_the_prospect_counts_those_ahead(host):
     """Jobs of equal or better priority that came before; the wait is by the model's speed."""
     server = host(serve=False, seconds=0.008, batch=4)  # 2 ms per row
