@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from bench import breakdown, generator, models
+from bench import breakdown, generator, models, tracing_cases
 from bench.errors import BenchError
 from bench.report import Sample
 from bench.server import COLUMNS, ROOT, Server
@@ -292,6 +292,7 @@ CASES = {
         Case(key="queue", title="100,000 waiting", columns=("forebay",), measure=queue, once=True),
         Case(key="startup", title="process start to first answer", columns=ALL, measure=startup),
         Case(key="memory", title="memory after many requests", columns=("forebay",), measure=memory, once=True),
+        Case(key="tracing", title="what tracing costs", columns=("forebay",), measure=tracing_cases.tracing),
         Case(key="parts", title="where one request's time goes", columns=("forebay",), measure=parts, once=True),
     )
 }  # fmt: skip

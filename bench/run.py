@@ -39,7 +39,7 @@ class Plan:
 FULL = Plan(repeats=4, seconds=4.0, warm_up=1.0, memory_requests=1_000_000)
 QUICK = Plan(repeats=1, seconds=1.0, warm_up=0.3, memory_requests=200_000)
 
-STEPS = {"unary": 4, "latency": 5, "streams": 3, "goodput": 6, "parts": 3, "ceiling": 2}
+STEPS = {"unary": 4, "latency": 5, "streams": 3, "goodput": 6, "parts": 3, "ceiling": 2, "tracing": 10}
 """Measurements of a case, per column and repeat, for the progress bar; 1 if not said."""
 
 
