@@ -51,11 +51,15 @@ service:
     traces: {{receivers: [otlp], exporters: [file]}}
 """)
     with (tmp_path / "collector.log").open("w") as log:
-        process = subprocess.Popen([program, "--config", config], stdout=log, stderr=log)
-    eventually(lambda: "Everything is ready" in (tmp_path / "collector.log").read_text(), "the collector runs", 30)
-    yield ports
-    process.terminate()
-    process.wait(20)
+        process = subprocess.Popen([program, "--config", f"file:{config}"], stdout=log, stderr=log)
+    try:
+        log = tmp_path / "collector.log"
+        eventually(lambda: "Everything is ready" in log.read_text() or process.poll() is not None, "it runs", 30)
+        assert process.poll() is None, log.read_text()
+        yield ports
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def written(path):
