@@ -7,6 +7,7 @@ Names are those of the semantic conventions 1.44 for remote procedure calls.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any, Final
 
 from forebay_client._exceptions import ForebayError
@@ -78,17 +79,18 @@ class CallSpan:
         span.end()
 
 
-def start(method: str, server: str) -> CallSpan | None:
+def start(method: str, address: str | Sequence[str]) -> CallSpan | None:
     """Begins the span of a call; None if the application does not use OpenTelemetry.
 
     Args:
         method: One of `METHODS`.
-        server: The address that the client was given.
+        address: What the client was given; of several addresses the first is named.
     """
     api: Any = sys.modules.get("opentelemetry.trace")
     if not hasattr(api, "get_tracer_provider"):
         return None
     name = METHODS[method]
+    server = address if isinstance(address, str) else next(iter(address), "")
     host, _, port = server.rpartition(":")
     attributes: dict[str, Any] = {"rpc.system.name": "grpc", "rpc.method": name, "server.address": server}
     if port.isdigit():
