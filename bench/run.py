@@ -44,7 +44,7 @@ QUICK = Plan(repeats=1, seconds=1.0, warm_up=0.3, memory_requests=200_000, jobs=
 
 STEPS = {
     "unary": 4, "latency": 5, "streams": 3, "goodput": 6, "parts": 3, "ceiling": 2, "submit": 8, "drain": 5,
-    "beside": 4,
+    "beside": 4, "tracing": 10,
 }  # fmt: skip
 """Measurements of a case, per column and repeat, for the progress bar; 1 if not said."""
 

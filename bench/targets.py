@@ -37,6 +37,10 @@ def _unary(column: str, in_flight: int, metric: str = "rps") -> Point:
     return Point("unary", column, f"{in_flight} in flight", metric)
 
 
+def _tracing(load: str, metric: str = "rps") -> Point:
+    return Point("tracing", "forebay", load, metric)
+
+
 TARGETS = (
     Target(
         title="unary, small model, 32 in flight: requests/s over grpc.aio",
@@ -163,5 +167,36 @@ TARGETS = (
         bottom=Point("unary", "forebay", BEST),
         bound="at least",
         value=1.5,
+    ),
+    Target(
+        title="tracing, 1 % sampled, small model: requests/s over tracing off",
+        top=_tracing("1 % sampled"),
+        bottom=_tracing("off"),
+        bound="at least",
+        value=0.95,
+    ),
+    Target(
+        title="tracing, everything sampled to a live collector, small model: requests/s over tracing off",
+        top=_tracing("all sampled"),
+        bottom=_tracing("off"),
+        bound="at least",
+        value=0.25,
+    ),
+    Target(
+        title="tracing, everything sampled to a live collector, medium model: requests/s over tracing off",
+        top=_tracing("medium, all sampled"),
+        bottom=_tracing("medium, off"),
+        bound="at least",
+        value=0.9,
+    ),
+    *(
+        Target(
+            title=f"tracing, 1 % sampled, collector {state}: p99 over tracing off, at the same rate",
+            top=_tracing(f"latency, collector {state}", "p99_ms"),
+            bottom=_tracing("latency, off", "p99_ms"),
+            bound="at most",
+            value=1.05,
+        )
+        for state in ("live", "down", "slow", "silent")
     ),
 )

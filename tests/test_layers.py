@@ -39,6 +39,7 @@ FOREIGN = {
     "apsw": {"jobs"},
     "psycopg": {"jobs"},
     "httpcore": {"jobs"},
+    "opentelemetry": {"telemetry"},
     "click": {"cli"},
     "rich": {"cli"},
     "forebay_client": {"cli"},
@@ -48,10 +49,10 @@ FOREIGN = {
 ACTING = {"scheduling.runner", "scheduling.worker", "scheduling.execution"}
 IMPURE = {"asyncio", "threading", "time", "numpy", "grpc", "socket", "queue", "concurrent", "structlog"}
 
-HEAVY = {"onnxruntime", "torch", "tensorrt", "cuda", "apsw", "psycopg", "httpcore"}
+HEAVY = {"onnxruntime", "torch", "tensorrt", "cuda", "apsw", "psycopg", "httpcore", "opentelemetry"}
 
 # Modules that stand for a heavy package: nobody but they themselves import them at the top.
-STANDING_FOR = ("jobs.sqlite", "jobs.postgres")
+STANDING_FOR = ("jobs.sqlite", "jobs.postgres", "telemetry.tracing.spans")
 
 
 def room_of(module: str) -> str:

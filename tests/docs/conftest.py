@@ -11,8 +11,8 @@ A comment before a fenced block says what becomes of it:
 * `<!-- output -->`: what the block before printed (stdout and stderr); `...` stands for anything.
 * `<!-- output: loose -->`: the same, but any number may stand for any other, and spaces may differ.
 
-The pages say `8500` for the port of callers, `8501` for that of probes, and `8080` and `9901` for those of a proxy and
-its administration; the tests use free ones, in the files of `deploy/` as well.
+The pages say `8500` for the port of callers, `8501` for that of probes, `8080` and `9901` for those of a proxy and its
+administration, and `4317` for that of a collector of spans; the tests use free ones, in the files of `deploy/` as well.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ class Script:
     def __init__(self, page: Path, folder: Path, cache: Path) -> None:
         self._page = page
         self._folder = folder
-        self._ports = {port: _free_port() for port in ("8500", "8501", "8080", "9901")}
+        self._ports = {port: _free_port() for port in ("8500", "8501", "8080", "9901", "4317")}
         self._server: subprocess.Popen[str] | None = None
         self._beside: list[subprocess.Popen[str]] = []
         self._log = folder / ".server.log"

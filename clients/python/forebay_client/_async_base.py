@@ -8,9 +8,9 @@ from typing import Any, Self, TypeVar
 
 import grpc.aio
 
-from forebay_client import _errors
+from forebay_client import _errors, _tracing
 from forebay_client._core import check_deadline
-from forebay_client._exceptions import ForebayError
+from forebay_client._exceptions import Cancelled, ForebayError
 from forebay_client._methods import methods_of
 from forebay_client._operations import Operations
 from forebay_client._steps import Await, Call, Give, Hear, Launch, Listen, Pause, Plan, Series, Step
@@ -48,12 +48,21 @@ class AsyncBaseClient(Operations, Awaiting):
     async def _invoke(self, call: Call) -> Any:
         """Makes a unary call. Every attempt goes through here, also those that get company."""
         method = self._method(call.method)
+        timeout = check_deadline(call.timeout)
+        span = _tracing.start(call.method, self._target.address)
+        failure: ForebayError | None = Cancelled("the task was cancelled")
         try:
-            return await method(call.request, timeout=check_deadline(call.timeout), metadata=self._metadata)
+            response = await method(call.request, timeout=timeout, metadata=_tracing.with_context(self._metadata, span))
+            failure = None
         except grpc.aio.AioRpcError as error:
-            raise _errors.from_rpc(error) from error
+            failure = _errors.from_rpc(error)
+            raise failure from error
         except asyncio.CancelledError as error:
             raise _errors.from_cancellation() from error
+        finally:
+            if span is not None:
+                span.end(failure)
+        return response
 
     def _listen(self, listen: Listen) -> Any:
         """Begins a call that has many responses."""

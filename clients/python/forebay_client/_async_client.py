@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Literal, Unpack, overload
 
 from forebay.v1 import inference_pb2
-from forebay_client import _plans
+from forebay_client import _plans, _tracing
 from forebay_client._aggregation import DELAY, ROWS, AggregationCore
 from forebay_client._async_aggregator import AsyncAggregator
 from forebay_client._async_base import AsyncBaseClient
@@ -61,9 +61,11 @@ class AsyncClient(AsyncBaseClient):
         def open_call(messages: AsyncIterator[inference_pb2.StreamPredictRequest], timeout: float) -> Any:
             if self._closed:
                 raise Cancelled("the client was closed during the call")
-            return self._method("StreamPredict")(messages, timeout=timeout, metadata=self._metadata)
+            return self._method("StreamPredict")(messages, timeout=timeout, metadata=metadata)
 
-        core = plan.core(clock=time.monotonic, chance=random.random)
+        span = _tracing.start("StreamPredict", self._target.address)
+        metadata = _tracing.with_context(self._metadata, span)
+        core = plan.core(clock=time.monotonic, chance=random.random, span=_tracing.stream(span))
         return AsyncPredictionStream(core, items, prepare, open_call, failures)
 
     def aggregator(

@@ -26,6 +26,7 @@ from forebay_client._exceptions import BadResponse, Draining, ForebayError, Unav
 from forebay_client._results import Prediction
 from forebay_client._retries import Patience
 from forebay_client._steps import Chance, Clock
+from forebay_client._tracing import StreamSpan
 
 WINDOW = 256  # items; the server's own default
 ITEMS_PER_MESSAGE = 32
@@ -105,7 +106,7 @@ class StreamPlan:
         )
         self._options = (window, items_per_message, ordered, outage)
 
-    def core(self, *, clock: Clock, chance: Chance) -> "StreamCore":
+    def core(self, *, clock: Clock, chance: Chance, span: StreamSpan | None = None) -> "StreamCore":
         """The state of the stream, whose deadline counts from now on."""
         window, items_per_message, ordered, outage = self._options
         return StreamCore(
@@ -117,6 +118,7 @@ class StreamPlan:
             outage=outage,
             clock=clock,
             chance=chance,
+            span=span,
         )
 
 
@@ -132,12 +134,14 @@ class StreamCore:
         outage: Seconds at a stretch for which no server need answer.
         clock: Tells monotonic instants.
         chance: Gives numbers in [0, 1).
+        span: The stream's, if there are spans.
     """
 
     __slots__ = (
         "_call",
         "_clock",
         "_closed",
+        "_contexts",
         "_drained",
         "_ended",
         "_exhausted",
@@ -152,6 +156,7 @@ class StreamCore:
         "_ready",
         "_sending",
         "_source_error",
+        "_span",
         "_timeout",
         "_unanswered",
         "_until",
@@ -170,7 +175,10 @@ class StreamCore:
         outage: float,
         clock: Clock,
         chance: Chance,
+        span: StreamSpan | None = None,
     ) -> None:
+        self._span = span
+        self._contexts: dict[int, str] = {}
         self._window = window
         self._items_per_message = items_per_message
         self._timeout = duration_pb2.Duration()
@@ -238,6 +246,8 @@ class StreamCore:
             except ForebayError:
                 pass  # long enough
         self._ended = self._closed = True
+        if self._span is not None:
+            self._span.end(error)
         self._pending.clear()
         self._ready.extend(_errors.again(left, index=index) for index in self._unanswered)
         self._unanswered.clear()
@@ -249,6 +259,8 @@ class StreamCore:
 
     def abandon(self) -> None:
         """The caller wants no more: nothing is delivered from now on."""
+        if self._span is not None:
+            self._span.end(cancelled=True)
         self._ended = self._closed = self._exhausted = True
         self._sending = False
         self._pending.clear()
@@ -273,6 +285,8 @@ class StreamCore:
         if self._closed:
             return
         self._unanswered[self.taken] = request
+        if self._span is not None:
+            self._contexts[self.taken] = self._span.item(self.taken)
         if self._sending:
             self._pending.append(self.taken)
         self._held += 1
@@ -299,7 +313,12 @@ class StreamCore:
             message.options.CopyFrom(self._options)
         for _ in range(min(len(self._pending), self._items_per_message)):
             index = self._pending.popleft()
-            message.items.add(id=index, request=self._unanswered[index], timeout=self._timeout)
+            message.items.add(
+                id=index,
+                request=self._unanswered[index],
+                timeout=self._timeout,
+                traceparent=self._contexts.get(index),
+            )
         return message
 
     def sent(self, call: int) -> bool:
@@ -322,6 +341,10 @@ class StreamCore:
                 continue  # for the next call
             del self._unanswered[result.id]
             self._ready.append(result)
+            if self._span is not None:
+                failed = result.WhichOneof("outcome") == "error"
+                self._contexts.pop(result.id, None)
+                self._span.answered(result.id, _errors.from_status(result.error) if failed else None)
             answered = True
         if answered:
             self._patience.restore()

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from forebay_client import _errors
+from forebay_client import _errors, _tracing
 from forebay_client._core import check_deadline
 from forebay_client._exceptions import ForebayError
 from forebay_client._methods import methods_of
@@ -49,15 +49,27 @@ class BaseClient(Operations, Blocking):
     def _invoke(self, call: Call) -> Any:
         """Makes a unary call. Every attempt goes through here, but for those that may get company: `_launch`."""
         method = self._method(call.method)
+        timeout = check_deadline(call.timeout)
+        span = _tracing.start(call.method, self._target.address)
+        failure: ForebayError | None = None
         try:
-            return method(call.request, timeout=check_deadline(call.timeout), metadata=self._metadata)
+            return method(call.request, timeout=timeout, metadata=_tracing.with_context(self._metadata, span))
         except grpc.RpcError as error:
-            raise _errors.from_rpc(error) from error
+            failure = _errors.from_rpc(error)
+            raise failure from error
+        finally:
+            if span is not None:
+                span.end(failure)
 
     def _launch(self, call: Call) -> Any:
         """Begins a unary call; a future of gRPC's."""
         method = self._method(call.method)
-        return method.future(call.request, timeout=check_deadline(call.timeout), metadata=self._metadata)
+        timeout = check_deadline(call.timeout)
+        span = _tracing.start(call.method, self._target.address)
+        future = method.future(call.request, timeout=timeout, metadata=_tracing.with_context(self._metadata, span))
+        if span is not None:
+            future.add_done_callback(lambda done: span.fail_or_end(done.code()))
+        return future
 
     def _listen(self, listen: Listen) -> Any:
         """Begins a call that has many responses."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from forebay_server.app.dispatcher import Dispatcher, DispatcherEnded
+from forebay_server.app.tracing import LoadSpans
 from forebay_server.app.wiring import model_policy
 from forebay_server.config.tree import Config, ModelConfig
 from forebay_server.engines.base import ModelLoadError
@@ -27,6 +28,7 @@ from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.runner import Runner
 from forebay_server.services.intake import Intake
 from forebay_server.services.vitals import Vitals
+from forebay_server.telemetry.tracing.tracer import Tracer
 
 CLOSE_PATIENCE = 1.0  # seconds for a loader that is in the middle of it; it may take minutes, and is a daemon
 
@@ -52,7 +54,9 @@ class Hosting:
         intake: Intake,
         dispatcher: Dispatcher,
         on_failed_start: Callable[[str], None] | None,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._models = config.models
         self._cache_dir = cache_directory(config.server.cache_dir)
         self._catalogue = catalogue
@@ -133,13 +137,17 @@ class Hosting:
         return served
 
     def _load_one(self, model: ModelConfig, served: Served) -> bool:
+        spans = LoadSpans(self._tracer, served.name, served.version)
+
         def progress(state: ModelState, words: str) -> None:
+            spans.step(state)
             _log.debug("model", name=served.name, state=state.name, doing=words)
             self._dispatcher.post(lambda: self._catalogue.set_state(served, state, words))
 
         try:
             loaded = load(model, cache_dir=self._cache_dir, progress=progress)
         except (ModelLoadError, ConfigError) as error:
+            spans.end(error)
             message = str(error)
             self.failure = message
             _log.error("model_failed", name=served.name, error=message)
@@ -150,6 +158,7 @@ class Hosting:
         except DispatcherEnded:
             loaded.close()
             raise
+        spans.end()
         _log.info(
             "model_ready",
             name=served.name,

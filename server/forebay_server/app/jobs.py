@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import structlog
 
+from forebay_server.app.tracing import Tracing
 from forebay_server.config.tree import Config, WebhooksConfig
 from forebay_server.errors import ConfigError, Internal, StoreUnavailable
 from forebay_server.jobs.choose import choose_store
@@ -53,6 +54,7 @@ class Jobs:
         outbox: Where answers go.
         complaints: Told of calls that were refused.
         post: Has an action run in the dispatcher's thread.
+        tracing: Spans of jobs and webhooks.
         clock: Monotonic seconds.
 
     Attributes:
@@ -74,17 +76,18 @@ class Jobs:
         outbox: Outbox,
         complaints: Complaints,
         post: Callable[[Callable[[], None]], None],
+        tracing: Tracing,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         settings = config.jobs
         self._store = LateStore(choose_store(settings.store, lost=status_bytes(Internal(LOST))))
         self._keeper = Keeper(self._store, post=post, timeout=settings.store_timeout_s, clock=clock)
         keeper, timeout = self._keeper, settings.store_timeout_s
-        self._sender = make_sender(settings.webhooks, lambda operation: keeper.ask(operation, timeout))
+        self._sender = make_sender(settings.webhooks, lambda operation: keeper.ask(operation, timeout), tracing.tracer)
         self._desk = Desk(
             self._keeper,
             scheduler=runner,
-            decoder=JobDecoder(intake),
+            decoder=JobDecoder(intake, tracing.tracer),
             config=settings,
             shared=self._store.name == SHARED,
             max_streams=limits.max_streams,
@@ -103,6 +106,7 @@ class Jobs:
             outbox,
             max_send_bytes=limits.max_send_bytes,
             complaints=complaints,
+            traceparent=tracing.traceparent,
         ).service()
         self.timed = (self._desk, self._keeper)
         self._runs_jobs = settings.run

@@ -14,6 +14,7 @@ import structlog
 from forebay_server.app.dispatcher import Dispatcher, DispatcherEnded, endpoints_of
 from forebay_server.app.hosting import Hosting
 from forebay_server.app.jobs import Jobs
+from forebay_server.app.tracing import Tracing
 from forebay_server.app.wiring import exposures, server_policy, wire_limits
 from forebay_server.config.tree import Config
 from forebay_server.models.catalogue import Catalogue
@@ -32,6 +33,7 @@ from forebay_server.services.status import CODE_NAMES, refusals
 from forebay_server.services.vitals import HealthBoard, Vitals
 from forebay_server.telemetry.feed import Feed
 from forebay_server.telemetry.statistics import Statistics
+from forebay_server.telemetry.tracing.export import SpanFigures
 from forebay_server.wire.choose import open_wire
 from forebay_server.wire.port import WireConfig
 
@@ -88,8 +90,9 @@ class Server:
         self._statistics = Statistics(CODE_NAMES)
         self._feed = Feed(self._statistics, core)
         board = HealthBoard()
+        self._tracing = Tracing(config.telemetry.tracing, outbox=outbox, events=self._feed.events, clock=clock)
 
-        self._runner = Runner(core, wake=self._wake, clock=clock)
+        self._runner = Runner(core, wake=self._wake, clock=clock, watcher=self._tracing.watcher)
         rooms = [config.server.public, config.server.operator, config.server.probe]
         intake = Intake(
             catalogue,
@@ -109,13 +112,14 @@ class Server:
             stream_window=config.limits.stream_window,
             max_send_bytes=limits.max_send_bytes,
             complaints=self._complaints,
+            tracer=self._tracing.tracer,
         )
         inference = self._inference.service()
         accounts = Accounts(core.figures, lambda key: self._hosting.costs[key].points(), self._statistics, clock)
         self._began, self._started = clock(), time.time()
         models = ModelService(catalogue, accounts, self._figures, outbox, refresh=self._feed.absorb).service()
         health = HealthService(board, outbox, max_watchers=config.limits.watchers).service()
-        offered: list[Service] = [inference, models, health]
+        offered: list[Service] = [inference, self._tracing.seen(models), health]
         if config.jobs.store:
             self._jobs = Jobs(
                 config,
@@ -126,9 +130,10 @@ class Server:
                 outbox=outbox,
                 complaints=self._complaints,
                 post=self._post,
+                tracing=self._tracing,
                 clock=clock,
             )
-            offered.append(self._jobs.service)
+            offered.append(self._tracing.seen(self._jobs.service))
         if config.server.reflection:
             offered += ReflectionService([service.name for service in offered], outbox).services()
         self._vitals = Vitals(
@@ -156,7 +161,13 @@ class Server:
             runner=self._runner,
             endpoints=endpoints,
             outbox=outbox,
-            flushes=[self._inference.flush, self._feed.flush, self._look_after_jobs, self._complaints.flush],
+            flushes=[
+                self._inference.flush,
+                self._feed.flush,
+                self._look_after_jobs,
+                self._complaints.flush,
+                self._tracing.flush,
+            ],
             timed=self._jobs.timed if self._jobs is not None else (),
             watchdog=config.server.watchdog_s or None,
             held_bytes=lambda held: setattr(core, "external_bytes", held),
@@ -170,6 +181,7 @@ class Server:
             intake=intake,
             dispatcher=self._dispatcher,
             on_failed_start=self._on_failed_start,
+            tracer=self._tracing.tracer,
         )
         if self._jobs is not None:
             self._jobs.start()
@@ -180,6 +192,7 @@ class Server:
                 self._jobs.close()
             raise
         self.addresses = {place.name: address for place, address in zip(places, bound, strict=True)}
+        self._tracing.start()
         self._dispatcher.start()
         self._hosting.start()
         _log.info("listening", wire=self.wire_name, **self.addresses)
@@ -190,6 +203,10 @@ class Server:
     def start_failure(self) -> str:
         """Why a model of the settings could not be loaded; empty if none failed."""
         return self._hosting.failure
+
+    def spans(self) -> SpanFigures | None:
+        """What has become of spans; None without tracing."""
+        return self._tracing.figures()
 
     def wait_ready(self, timeout: float | None) -> bool:
         """Waits until every model of the settings is ready, or one has failed.
@@ -295,6 +312,7 @@ class Server:
         self._complaints.close()
         self._wire.close(CLOSE_GRACE)
         self._hosting.close()
+        self._tracing.close()
 
     def _end_work(self) -> None:
         if self._jobs is not None:

@@ -99,6 +99,9 @@ def sentence(error: msgspec.ValidationError, annotation: Any = None, text: str |
 
 def allowed(annotation: Any) -> str:  # noqa: PLR0911  # one case for each kind of value
     """What a value may be, for the documentation: `integer >= 1`, `auto | native`, ..."""
+    arguments = typing.get_args(annotation)
+    if type(None) in arguments:
+        return allowed(next(argument for argument in arguments if argument is not type(None)))
     match msgspec.inspect.type_info(annotation):
         case msgspec.inspect.LiteralType(values=values):
             return " | ".join(str(value) for value in values)

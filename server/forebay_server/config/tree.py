@@ -232,6 +232,43 @@ class JobsConfig(Section, frozen=True):
     """Telling others that a job has finished."""
 
 
+class TracingConfig(Section, frozen=True):
+    """Spans for OpenTelemetry, over OTLP. The standard variables `OTEL_*` fill in what is not set here."""
+
+    endpoint: str = ""
+    """Where to send spans, such as `http://collector:4317`. Empty: as `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or
+    `OTEL_EXPORTER_OTLP_ENDPOINT` say; if they are not set either, and `OTEL_TRACES_EXPORTER` is not `otlp`, there is no
+    tracing."""
+    protocol: Literal["auto", "grpc", "http/protobuf"] = "auto"
+    """`auto`: as `OTEL_EXPORTER_OTLP_PROTOCOL` says, else grpc."""
+    sampler: Literal[
+        "auto",
+        "always_on",
+        "always_off",
+        "traceidratio",
+        "parentbased_always_on",
+        "parentbased_always_off",
+        "parentbased_traceidratio",
+    ] = "auto"
+    """Who gets a span. `auto`: as `OTEL_TRACES_SAMPLER` says, else parentbased_traceidratio: callers that are sampled
+    themselves, and a part of those that have no trace."""
+    ratio: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """That part. Unset: as `OTEL_TRACES_SAMPLER_ARG` says, else 0.01."""
+    slow_ms: NonNegativeNumber = 1000.0
+    """Requests that take at least this long get a span though they were not sampled; 0: they don't."""
+    tail_per_second: NonNegativeNumber = 20.0
+    """The most spans a second for slow requests and errors that were not sampled; 0: none."""
+    max_queued_spans: Positive = 16_384
+    """Spans that may wait to be sent; more are dropped and counted. `OTEL_BSP_MAX_QUEUE_SIZE` is stronger."""
+
+
+class TelemetryConfig(Section, frozen=True):
+    """What the server tells of itself."""
+
+    tracing: TracingConfig = TracingConfig()
+    """Spans for OpenTelemetry."""
+
+
 class LogConfig(Section, frozen=True):
     """What is logged."""
 
@@ -254,5 +291,7 @@ class Config(Section, frozen=True):
     """The models that are served."""
     jobs: JobsConfig = JobsConfig()
     """Durable jobs."""
+    telemetry: TelemetryConfig = TelemetryConfig()
+    """What the server tells of itself."""
     log: LogConfig = LogConfig()
     """What is logged."""

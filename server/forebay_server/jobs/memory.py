@@ -165,6 +165,7 @@ class MemoryStore:
             ended=None,
             expires=None if operation.expire_after is None else self._now + operation.expire_after,
             purges=None,
+            traceparent=operation.traceparent,
         )
         row = self._rows[operation.id] = _Row(operation, job)
         if operation.request_id:

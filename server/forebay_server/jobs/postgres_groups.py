@@ -236,6 +236,7 @@ class Group:
             ttls=Doubles(each.ttl for each in operations),
             urls=Texts(each.webhook.url if each.webhook else "" for each in operations),
             secrets=Texts(each.webhook.secret if each.webhook else "" for each in operations),
+            traceparents=Texts(each.traceparent for each in operations),
         )
 
     def _look_up(self, submits: list[tuple[int, Submit]], changed: dict[str, int]) -> None:

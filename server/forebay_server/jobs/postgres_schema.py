@@ -85,6 +85,7 @@ MIGRATIONS: Final = (
 
     INSERT INTO forebay_store (version, epoch) VALUES (0, '');
     """,  # noqa: S608 - from constants only
+    """ALTER TABLE forebay_jobs ADD COLUMN traceparent text COLLATE "C" NOT NULL DEFAULT ''""",
 )
 """What leads from each version to the next; the first begins with nothing."""
 

@@ -16,7 +16,7 @@ NOW: Final = "coalesce(%(now)s::float8, extract(epoch FROM transaction_timestamp
 
 COLUMNS: Final = (
     "id", "tenant", "sequence", "state", "model", "version", "served_version", "priority", "request_id", "attempt",
-    "crashes", "created", "started", "ended", "expires", "purges",
+    "crashes", "created", "started", "ended", "expires", "purges", "traceparent",
 )  # fmt: skip
 """The fields of `store.Job`, in its order."""
 JOB: Final = ", ".join(f"j.{column}" for column in COLUMNS)
@@ -40,9 +40,9 @@ MARK: Final = f"UPDATE forebay_processes SET groups = %(groups)s::int8, seen = {
 SUBMIT: Final = f"""
 WITH d AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s, %(tenants)s, %(keys)s, %(fingerprints)s, %(models)s, %(versions)s, %(priorities)s,
-        %(payloads)s, %(expire_afters)s, %(ttls)s, %(urls)s, %(secrets)s) WITH ORDINALITY
+        %(payloads)s, %(expire_afters)s, %(ttls)s, %(urls)s, %(secrets)s, %(traceparents)s) WITH ORDINALITY
         AS d(id, tenant, request_id, fingerprint, model, version, priority, payload, expire_after, ttl, url, secret,
-            place)
+            traceparent, place)
 ), hit AS MATERIALIZED (
     SELECT d.place, j.* FROM d, LATERAL (
         SELECT {JOB}, j.fingerprint FROM forebay_jobs j WHERE j.id = d.id
@@ -53,9 +53,10 @@ WITH d AS MATERIALIZED (
     ) j
 ), new AS (
     INSERT INTO forebay_jobs (id, tenant, state, model, version, priority, request_id, created, ready, expires,
-        fingerprint, ttl, webhook_url, webhook_secret, payload)
+        fingerprint, ttl, webhook_url, webhook_secret, payload, traceparent)
     SELECT d.id, d.tenant, 1, d.model, d.version, d.priority, d.request_id, n.now, 0,
-        n.now + nullif(d.expire_after, 'NaN'), d.fingerprint, d.ttl, nullif(d.url, ''), nullif(d.secret, ''), d.payload
+        n.now + nullif(d.expire_after, 'NaN'), d.fingerprint, d.ttl, nullif(d.url, ''), nullif(d.secret, ''), d.payload,
+        d.traceparent
     FROM (SELECT {NOW} AS now) n, d WHERE d.place NOT IN (SELECT place FROM hit) ORDER BY d.place
     ON CONFLICT DO NOTHING
     RETURNING *

@@ -57,15 +57,15 @@ _ALL_SEQUENCES: Final = 2**63 - 1
 
 _JOB: Final = (
     "id, tenant, jobs.sequence, state, model, version, served_version, priority, request_id, attempt, crashes, "
-    "created, started, ended, expires, purges"
+    "created, started, ended, expires, purges, traceparent"
 )
 """The columns of a `Job`, in its order."""
 _WIDTH: Final = len(Job._fields)
 
 _INSERT: Final = f"""
     INSERT INTO jobs (sequence, id, tenant, state, model, version, served_version, priority, request_id, attempt,
-        crashes, created, expires, suspect, due, ready, fingerprint, ttl, url, secret, message_tries)
-    VALUES (?, ?, ?, {JobState.PENDING:d}, ?, ?, 0, ?, ?, 0, 0, ?, ?, 0, ?, 0, ?, ?, ?, ?, 0)
+        crashes, created, expires, suspect, due, ready, fingerprint, ttl, url, secret, message_tries, traceparent)
+    VALUES (?, ?, ?, {JobState.PENDING:d}, ?, ?, 0, ?, ?, 0, 0, ?, ?, 0, ?, 0, ?, ?, ?, ?, 0, ?)
 """
 _CLAIMABLE: Final = f"""
     SELECT {_JOB}, data, digest, ttl FROM jobs INDEXED BY urgency LEFT JOIN bodies USING (sequence)
@@ -222,14 +222,14 @@ class Rows:
                     due = expires
                 job = Job(
                     id_, tenant, sequence, JobState.PENDING, model, version, 0, priority, key, 0, 0, now, None, None,
-                    expires, None,
+                    expires, None, operation.traceparent,
                 )  # fmt: skip
                 outcomes.append(Submitted(job, created=True))
                 added.append((operation, job))
                 url, secret = operation.webhook or (None, None)
                 yield (
                     sequence, bytes.fromhex(id_), tenant, model, version, priority, key, now, expires, due,
-                    operation.fingerprint, operation.ttl, url, secret,
+                    operation.fingerprint, operation.ttl, url, secret, operation.traceparent,
                 )  # fmt: skip
 
         coming = iter(run)
@@ -284,7 +284,7 @@ class Rows:
             id_, tenant, sequence, _, model, version, _, priority, key, attempt, crashes, created = row[:12]
             job = Job(
                 id_.hex(), tenant, sequence, JobState.RUNNING, model, version, 0, priority, key, attempt + 1, crashes,
-                created, now, None, row[14], None,
+                created, now, None, row[14], None, row[16],
             )  # fmt: skip
             if isinstance(payload, PayloadLost):
                 _log.error("job_request_lost", job=job.id, reason=str(payload))
@@ -298,7 +298,7 @@ class Rows:
     def _payload(self, row: Row) -> bytes | PayloadLost:
         """What a row of `_CLAIMABLE` is a request for."""
         try:
-            payload: bytes = row[16] if row[17] is None else self._payloads.get(row[17])
+            payload: bytes = row[_WIDTH] if row[_WIDTH + 1] is None else self._payloads.get(row[_WIDTH + 1])
         except PayloadLost as lost:
             return lost
         return payload
@@ -468,7 +468,7 @@ class Rows:
         again = self._now + operation.seconds
         take = "UPDATE jobs SET message_due = ?, message_tries = message_tries + 1 WHERE sequence = ?"
         self._do_many(take, [(again, row[2]) for row in rows])
-        return [Delivery(_job(row), Webhook(row[16], row[17]), row[18]) for row in rows]
+        return [Delivery(_job(row), Webhook(row[_WIDTH], row[_WIDTH + 1]), row[_WIDTH + 2]) for row in rows]
 
     def _delivered(self, operation: Delivered) -> None:
         update = "UPDATE jobs SET message_due = NULL WHERE id = ? AND message_due IS NOT NULL"
@@ -482,7 +482,7 @@ class Rows:
 def _job(row: Row) -> Job:
     return Job(
         row[0].hex(), row[1], row[2], _STATES[row[3]], row[4], row[5], row[6], row[7], row[8], row[9], row[10],
-        row[11], row[12], row[13], row[14], row[15],
+        row[11], row[12], row[13], row[14], row[15], row[16],
     )  # fmt: skip
 
 

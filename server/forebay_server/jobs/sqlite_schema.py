@@ -62,6 +62,7 @@ MIGRATIONS: Final = (
     CREATE INDEX outbox ON jobs (message_due, sequence) WHERE message_due IS NOT NULL;
     CREATE INDEX files ON bodies (digest) WHERE digest IS NOT NULL;
     """,
+    "ALTER TABLE jobs ADD COLUMN traceparent TEXT NOT NULL DEFAULT ''",
 )
 """The step from each version to the next. Released ones never change; a store is of the version `len(MIGRATIONS)`."""
 

@@ -58,6 +58,8 @@ class Job(NamedTuple):
     """When it expires unless it has finished; None: never."""
     purges: float | None
     """When it is deleted; None until it has finished."""
+    traceparent: str = ""
+    """The W3C trace context of whoever submitted it; empty: none."""
 
 
 class Flow(NamedTuple):
@@ -107,6 +109,8 @@ class Submit:
     ttl: float
     """Seconds for which it is kept once it has finished."""
     webhook: Webhook | None
+    traceparent: str = ""
+    """Of at most 55 characters, see `Job`."""
 
 
 class Submitted(NamedTuple):

@@ -23,6 +23,10 @@ DONE: Final = "done"
 REFUSED: Final = "refused"
 """`(REFUSED, key, reason)`: a request was not accepted."""
 
+EXEMPLAR: Final = "exemplar"
+"""`(EXEMPLAR, key, trace_id, span_id, queue_seconds, total_seconds)`: a request of a SERVED or DONE has a span; its ids
+are in hexadecimal. Tracing reports it, beside those events, so that nobody else pays for it."""
+
 OK: Final = "OK"
 CANCELLED: Final = "CANCELLED"
 

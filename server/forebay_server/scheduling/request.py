@@ -88,6 +88,7 @@ class Request:
         "shapes",
         "state",
         "tenant",
+        "trace",
     )
 
     def __init__(
@@ -127,6 +128,8 @@ class Request:
         self.state = State.NEW
         self.scheduled: Any = None
         """The core's own book-keeping: a `scheduling.queue.Split` if it runs in several parts."""
+        self.trace: Any = None
+        """Whatever a listener keeps with it; nobody here looks at it."""
 
     def succeed(self, outputs: Any, start: int, batch: "Batch") -> None:
         """The request ran.

@@ -16,7 +16,7 @@ import structlog
 
 from forebay_server.engines.base import Instance
 from forebay_server.errors import ForebayError, Internal
-from forebay_server.scheduling.bisection import Died, Outcome
+from forebay_server.scheduling.bisection import Died, Outcome, Succeeded
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.execution import Clock, Collator, Log, execute
 from forebay_server.scheduling.latency import CostModel
@@ -29,6 +29,9 @@ LONGEST_WAIT = 1.0
 
 Listener = Callable[[ModelKey, int, int], None]
 """Told (model, usable instances, all instances) when the number of usable ones changes."""
+
+Watcher = Callable[[Batch, str], None]
+"""Told of each batch that has run, before its requests are; with the kind of its failure, or an empty text."""
 
 
 class _Station:
@@ -55,12 +58,20 @@ class Runner:
         wake: Ends the dispatcher's present or next `take` early; called by workers.
         clock: Monotonic seconds.
         log: For faults.
+        watcher: Told of batches, if anybody wants to know. It must not raise.
     """
 
     def __init__(
-        self, core: Core, *, wake: Callable[[], None], clock: Clock = time.monotonic, log: Log | None = None
+        self,
+        core: Core,
+        *,
+        wake: Callable[[], None],
+        clock: Clock = time.monotonic,
+        log: Log | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         self.core = core
+        self._watcher = watcher
         self._wake = wake
         self._clock = clock
         self._log: Log = log or structlog.get_logger("forebay.scheduling")
@@ -218,6 +229,8 @@ class Runner:
         """Tells the core, and the requests that have their result."""
         batch.completed = now
         done = self.core.finished(batch, outcome, now)
+        if self._watcher is not None:
+            self._watcher(batch, "" if isinstance(outcome, Succeeded) else type(outcome).__name__.lower())
         outputs = getattr(outcome, "outputs", None)
         if len(done) > 1 and done[0][0].together:
             done = done[0][0].succeed_all(done, outputs)

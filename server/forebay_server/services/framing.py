@@ -63,6 +63,7 @@ _FRAMES: dict[int, tuple[bytes, bytes]] = {}
 (_ITEM_ID,) = _tag(inference_pb2.StreamItem, "id")
 (_ITEM_REQUEST,) = _tag(inference_pb2.StreamItem, "request")
 (_ITEM_TIMEOUT,) = _tag(inference_pb2.StreamItem, "timeout")
+(_ITEM_CONTEXT,) = _tag(inference_pb2.StreamItem, "traceparent")
 
 MAX_TIMEOUTS: Final = 4096
 """Distinct timeouts of items that are remembered."""
@@ -139,13 +140,13 @@ def error_part(item: int, status: bytes) -> bytes:
 
 def split_items(  # noqa: C901, PLR0911, PLR0912 - short integers are read without a call
     body: bytes, most: int
-) -> list[tuple[int, bytes, float | None]] | None:
-    """The ids, serialized requests and timeouts in seconds of a `StreamPredictRequest` that holds only such items.
+) -> list[tuple[int, bytes, float | None, str]] | None:
+    """The ids, serialized requests, timeouts in seconds and trace contexts of a `StreamPredictRequest` of only items.
 
     None if it holds anything else or more than so many; then it has to be parsed. The requests are not looked at: they
     may be anything.
     """
-    items: list[tuple[int, bytes, float | None]] = []
+    items: list[tuple[int, bytes, float | None, str]] = []
     position, end = 0, len(body)
     try:
         while position < end:
@@ -173,17 +174,22 @@ def split_items(  # noqa: C901, PLR0911, PLR0912 - short integers are read witho
             if length > 0x7F:
                 length, position = _read_varint(body, position - 1)
             request_end = position + length
-            timeout = None
+            timeout, context = None, ""
             if request_end != stop:
-                # A timeout is a message of at most 17 bytes, and the last of the item.
-                if body[request_end] != _ITEM_TIMEOUT or request_end + 2 + body[request_end + 1] != stop:
-                    return None
-                timeout = _timeout(body[request_end + 2 : stop])
+                # Both are short: a timeout is a message of at most 17 bytes, a context has 55 characters.
+                rest = request_end
+                if body[rest] == _ITEM_TIMEOUT:
+                    rest += 2 + body[rest + 1]
+                    timeout = _timeout(body[request_end + 2 : rest])
+                if rest != stop:
+                    if body[rest] != _ITEM_CONTEXT or body[rest + 1] > 0x7F or rest + 2 + body[rest + 1] != stop:
+                        return None
+                    context = body[rest + 2 : stop].decode()
             if len(items) == most:
                 return None
-            items.append((ident, body[position:request_end], timeout))
+            items.append((ident, body[position:request_end], timeout, context))
             position = stop
-    except (IndexError, DecodeError):
+    except (IndexError, DecodeError, UnicodeDecodeError):
         return None
     return items
 

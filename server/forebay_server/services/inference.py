@@ -19,8 +19,11 @@ from forebay_server.services.complaints import Complaints
 from forebay_server.services.intake import Intake
 from forebay_server.services.pending import Inference
 from forebay_server.services.service import Endpoint, Outbox, Service
-from forebay_server.services.status import failure, internal
+from forebay_server.services.status import CODE_NAMES, failure, internal
 from forebay_server.services.streams import Streams
+from forebay_server.telemetry.tracing.names import OK, PREDICT
+from forebay_server.telemetry.tracing.records import CALL
+from forebay_server.telemetry.tracing.tracer import Mark, Tracer, decoded
 from forebay_server.wire.port import FAIL, RESPOND, Event, Metadata, Method, MethodKind
 
 NAME: str = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
@@ -48,17 +51,24 @@ class UnaryInference(Inference):
         try:
             owner.outbox.append((RESPOND, call, self.response(outputs, start, batch, owner.clock)))
         except ForebayError as error:
-            owner.outbox.append((FAIL, call, failure(error)))
-            owner.complaints.failed(error, "Predict", self, self.metadata)
+            self._failed(error)
         except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
-            owner.outbox.append((FAIL, call, failure(internal(error, method="Predict"))))
+            self._failed(internal(error, method="Predict"))
+        else:
+            if self.trace is not None:
+                owner.tracer.answered(self, PREDICT)
 
     def fail(self, error: ForebayError) -> None:
         """Answers the call with the error."""
+        self.owner.calls.pop(self.ident, None)
+        self._failed(error)
+
+    def _failed(self, error: ForebayError) -> None:
         owner = self.owner
-        owner.calls.pop(self.ident, None)
         owner.outbox.append((FAIL, self.ident, failure(error)))
         owner.complaints.failed(error, "Predict", self, self.metadata)
+        if owner.tracer is not None:
+            owner.tracer.failed(self, PREDICT, error.reason)
 
 
 class InferenceService:
@@ -70,6 +80,7 @@ class InferenceService:
         stream_window: Items in flight on one stream.
         max_send_bytes: The largest message that the wire sends.
         complaints: Told of requests that were refused or have failed.
+        tracer: Who keeps what becomes spans; None: nobody.
     """
 
     def __init__(
@@ -80,15 +91,22 @@ class InferenceService:
         stream_window: int = 256,
         max_send_bytes: int = 16 << 20,
         complaints: Complaints | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._intake = intake
         self.outbox = outbox
+        self.tracer = tracer
         self.clock = intake.clock
         self.complaints = complaints or Complaints(intake.clock)
         self.calls: dict[int, UnaryInference] = {}
         """Unary calls that wait for their answer."""
         self.streams = Streams(
-            intake, outbox, window=stream_window, max_send_bytes=max_send_bytes, complaints=self.complaints
+            intake,
+            outbox,
+            window=stream_window,
+            max_send_bytes=max_send_bytes,
+            complaints=self.complaints,
+            tracer=tracer,
         )
         self.flush = self.streams.flush
         """Sends the results that streams have gathered. To be called at the end of each turn of the dispatcher."""
@@ -133,11 +151,13 @@ class InferenceService:
         """CALL on `Predict`."""
         _, call, _, body, deadline, peer, metadata = event
         intake = self._intake
+        mark = None if self.tracer is None else self.tracer.begin(metadata)
+        now = self.clock()
         if intake.draining:
             self.outbox.append((FAIL, call, DRAINING))
             self.complaints.refused(_DRAINING, "Predict", message=body, metadata=metadata)
+            self._ended(mark, now, errors.Draining.reason)
             return
-        now = self.clock()
         try:
             deadline = intake.deadline(deadline, now)
             tenant = intake.tenant(peer, metadata)
@@ -150,29 +170,48 @@ class InferenceService:
                 request = intake.build(UnaryInference, self, call, message, deadline, tenant, now)
                 intake.learn(body, message, request)
             request.metadata = metadata
+            if mark is not None:
+                decoded(request, mark, self.clock())
             if request.rows:
                 refusal = intake.admit(request, now)
                 if refusal is None:
                     self.calls[call] = request
                 else:
-                    self.outbox.append((FAIL, call, failure(refusal)))
-                    self.complaints.refused(refusal, "Predict", request=request, metadata=metadata)
+                    self._refuse(request, refusal)
             else:
                 self.outbox.append((RESPOND, call, request.encoder.empty(request.tail)))
+                self._ended(mark, now, "")
         except ForebayError as error:
             self.outbox.append((FAIL, call, failure(error)))
             self.complaints.refused(error, "Predict", message=body, metadata=metadata)
+            self._ended(mark, now, error.reason)
         except DecodeError:
             self.outbox.append((FAIL, call, MALFORMED))
             self.complaints.refused(_MALFORMED, "Predict", metadata=metadata)
+            self._ended(mark, now, errors.InvalidRequest.reason)
         except Exception as error:  # noqa: BLE001 - nothing that one message does may stop the dispatcher
             self.outbox.append((FAIL, call, failure(internal(error, method="Predict"))))
+            self._ended(mark, now, errors.Internal.reason)
+
+    def _refuse(self, request: UnaryInference, error: ForebayError) -> None:
+        """The scheduler does not take a request."""
+        self.outbox.append((FAIL, request.ident, failure(error)))
+        self.complaints.refused(error, "Predict", request=request, metadata=request.metadata)
+        if self.tracer is not None:
+            self.tracer.failed(request, PREDICT, error.reason)
+
+    def _ended(self, mark: Mark, began: float, reason: str) -> None:
+        """A call has ended without a request for the scheduler."""
+        if self.tracer is not None:
+            self.tracer.ended(mark, CALL, began, PREDICT, CODE_NAMES[reason] if reason else OK, reason)
 
     def cancel(self, event: Event) -> None:
         """CANCEL on `Predict`."""
         request = self.calls.pop(event[1], None)
         if request is not None:
             self._intake.cancel(request, self.clock())
+            if self.tracer is not None:
+                self.tracer.cancelled(request, PREDICT)
 
 
 _parse: Any = inference_pb2.PredictRequest.FromString

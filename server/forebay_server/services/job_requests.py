@@ -11,16 +11,23 @@ from google.protobuf.message import DecodeError
 
 from forebay.v1 import inference_pb2
 from forebay_server.errors import ForebayError, InvalidRequest
+from forebay_server.jobs.store import Job
 from forebay_server.scheduling.request import Batch, Level, Request
 from forebay_server.services.codec import Outputs
 from forebay_server.services.intake import Intake
 from forebay_server.services.pending import Inference
-from forebay_server.services.status import internal
+from forebay_server.services.status import CODE_NAMES, internal
+from forebay_server.telemetry.tracing.names import OK
+from forebay_server.telemetry.tracing.records import JOB, Trace
+from forebay_server.telemetry.tracing.tracer import Tracer
 
 
 class Run(Protocol):
     """A job that is to run; `jobs.runner.Run`."""
 
+    job: Job
+    claimed: float
+    """When, monotonic seconds."""
     version: int
     """The version that answers; to be set if that happens at once."""
 
@@ -44,14 +51,16 @@ class JobInference(Inference):
         try:
             response = self.response(outputs, start, batch, self.owner.clock)
         except ForebayError as error:
-            run.failed(error)
+            self.fail(error)
         except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
-            run.failed(internal(error, method="Submit"))
+            self.fail(internal(error, method="Submit"))
         else:
+            self.owner.ended(self, run)
             run.succeeded(response, self.lane.key[1])
 
     def fail(self, error: ForebayError) -> None:
         """Tells the job that it has none."""
+        self.owner.ended(self, self.run, error.reason)
         self.run.failed(error)
 
 
@@ -60,10 +69,12 @@ class JobDecoder:
 
     Args:
         intake: Builds requests.
+        tracer: Who keeps what becomes spans; None: nobody.
     """
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Intake, tracer: Tracer | None = None) -> None:
         self._intake = intake
+        self._tracer = tracer
         self.clock: Callable[[], float] = intake.clock
 
     def decode(self, payload: bytes, tenant: str, deadline: float, now: float, run: Run) -> Request | bytes:
@@ -95,7 +106,21 @@ class JobDecoder:
             intake.learn(payload, message, request)
         request.level = Level.JOB
         request.run = run
+        if self._tracer is not None:
+            request.trace = self._tracer.resume(run.job.traceparent)
+            if isinstance(request.trace, Trace):
+                request.trace.decoded = self.clock()
         return request
+
+    def ended(self, request: JobInference, run: Run, reason: str = "") -> None:
+        """An attempt has ended; `reason` is that of the error, empty if it went well."""
+        if self._tracer is None:
+            return
+        job = run.job
+        wait = 0.0 if job.started is None else job.started - job.created
+        code = CODE_NAMES[reason] if reason else OK
+        what = (job.id, job.attempt, wait)
+        self._tracer.ended(request.trace, JOB, run.claimed, what, code, reason, request.lane.key, request.rows)
 
 
 _parse: Any = inference_pb2.PredictRequest.FromString

@@ -98,6 +98,7 @@ class JobService:
         outbox: Where answers go.
         max_send_bytes: The largest message that the wire sends.
         complaints: Told of calls that were refused or have failed.
+        traceparent: The trace context of a call.
     """
 
     def __init__(
@@ -109,7 +110,9 @@ class JobService:
         *,
         max_send_bytes: int = 16 << 20,
         complaints: Complaints | None = None,
+        traceparent: Callable[[int], str] | None = None,
     ) -> None:
+        self._traceparent = traceparent
         self.desk = desk
         self.outbox = outbox
         self._intake = intake
@@ -152,7 +155,8 @@ class JobService:
 
     def _submit(self, event: Event) -> None:
         _, call, _, body, _, peer, metadata = event
-        job = self._submissions.read(body or b"", self._intake.tenant(peer, metadata))
+        traceparent = "" if self._traceparent is None else self._traceparent(call)
+        job = self._submissions.read(body or b"", self._intake.tenant(peer, metadata), traceparent)
         self.desk.submit(job, self._answer(call, "Submit", self.told))
 
     def _result(self, event: Event) -> None:

@@ -47,6 +47,7 @@ class Inference(Request):
         self.parameters = parameters
         self.state = State.NEW
         self.scheduled = None
+        self.trace = None
         self.encoder = encoder
         self.tail = tail
         """Serialized parts of the response that are known already."""
@@ -101,6 +102,7 @@ class Inference(Request):
             request.parameters = parameters
             request.state = state
             request.scheduled = None
+            request.trace = None
             request.encoder = encoder
             request.tail = tail
             request.report = report

@@ -15,6 +15,7 @@ from forebay_server.services.complaints import Complaints
 from forebay_server.services.framing import error_part, result_part, row_parts
 from forebay_server.services.pending import Inference
 from forebay_server.services.status import internal, status_bytes
+from forebay_server.telemetry.tracing.tracer import Mark, Tracer
 from forebay_server.wire.port import Metadata
 
 TOO_LARGE = MessageTooLarge("the response is larger than a message may be")
@@ -31,6 +32,8 @@ class Keeper(Protocol):
     """Streams that `flush` has to look at."""
     clock: Callable[[], float]
     """Monotonic seconds."""
+    tracer: Tracer | None
+    """Who keeps what becomes spans."""
     max_response: int
     """Bytes of the largest response of an item."""
     complaints: Complaints
@@ -59,7 +62,7 @@ class ItemInference(Inference):
         for completion in done:
             request, row, pieces = completion
             plain = type(request) is cls and pieces is None and request.shapes is None
-            if not plain or request.rows != 1 or request.report or request.tail:
+            if not plain or request.rows != 1 or request.report or request.tail or request.trace is not None:
                 rest.append(completion)
             else:
                 if request.owner is not stream:
@@ -87,19 +90,27 @@ class ItemInference(Inference):
             self.fail(error)
             return
         except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
-            stream.settle(self, error_part(self.ident, status_bytes(internal(error, method="StreamPredict"))))
+            self.fail(internal(error, method="StreamPredict"))
             return
-        if len(response) > stream.service.max_response:
-            stream.settle(self, error_part(self.ident, stream.service.too_large))
-            stream.service.complaints.failed(TOO_LARGE, "StreamPredict", self, stream.metadata)
+        service = stream.service
+        if len(response) > service.max_response:
+            stream.settle(self, error_part(self.ident, service.too_large))
+            service.complaints.failed(TOO_LARGE, "StreamPredict", self, stream.metadata)
+            if service.tracer is not None:
+                service.tracer.failed_item(self, self.ident, MessageTooLarge.reason)
             return
         stream.settle(self, result_part(self.ident, response))
+        if self.trace is not None:
+            service.tracer.answered_item(self, self.ident)
 
     def fail(self, error: ForebayError) -> None:
         """Adds the error to the stream's results."""
         stream = self.owner
         stream.settle(self, error_part(self.ident, status_bytes(error)))
         stream.service.complaints.failed(error, "StreamPredict", self, stream.metadata)
+        tracer = stream.service.tracer
+        if tracer is not None:
+            tracer.failed_item(self, self.ident, error.reason)
 
 
 class Stream:
@@ -115,7 +126,9 @@ class Stream:
         "half_closed",
         "last_bytes",
         "last_items",
+        "mark",
         "metadata",
+        "opened",
         "order",
         "parked",
         "parked_bytes",
@@ -161,6 +174,10 @@ class Stream:
         """Whether results wait for a slow reader."""
         self.dirty = False
         """Whether it is on the list for `flush`."""
+        self.mark: Mark = None
+        """Its span, if it will have one."""
+        self.opened = 0.0
+        """When, if there is tracing."""
 
     def take(self, request: ItemInference) -> None:
         """An item is in flight."""

@@ -15,7 +15,7 @@ Everything runs in the dispatcher thread.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from google.protobuf import duration_pb2
@@ -35,9 +35,12 @@ from forebay_server.services.framing import (
 )
 from forebay_server.services.intake import Intake
 from forebay_server.services.service import Outbox
-from forebay_server.services.status import failure, internal, status_bytes
+from forebay_server.services.status import CODE_NAMES, failure, internal, status_bytes
 from forebay_server.services.stream import ItemInference, Stream
 from forebay_server.services.templates import Template
+from forebay_server.telemetry.tracing.names import CANCELLED, DEADLINE_EXCEEDED, OK, STREAM
+from forebay_server.telemetry.tracing.records import CALL, ITEM
+from forebay_server.telemetry.tracing.tracer import Mark, Tracer, decoded
 from forebay_server.wire.port import CREDIT, FAIL, FINISH, SEND, Event
 
 MAX_ITEMS: Final = 1024
@@ -60,8 +63,9 @@ DRAINING_STATUS = status_bytes(DRAINING)
 DRAINING_FAILURE = failure(DRAINING)
 
 
-_Item = tuple[int, Any, float | None, Template | None]
-"""The id of an item; its request, as bytes with the template that they follow, or parsed, with its timeout between."""
+_Item = tuple[int, Any, float | None, Template | None, str]
+"""The id of an item; its request, as bytes with the template that they follow, or parsed, with its timeout between; its
+trace context."""
 
 
 class Streams:
@@ -73,13 +77,22 @@ class Streams:
         window: The most items in flight on one stream.
         max_send_bytes: The largest message that the wire sends.
         complaints: Told of items and streams that were refused or have failed.
+        tracer: Who keeps what becomes spans; None: nobody.
     """
 
     def __init__(
-        self, intake: Intake, outbox: Outbox, *, window: int, max_send_bytes: int, complaints: Complaints
+        self,
+        intake: Intake,
+        outbox: Outbox,
+        *,
+        window: int,
+        max_send_bytes: int,
+        complaints: Complaints,
+        tracer: Tracer | None = None,
     ) -> None:
         self._intake = intake
         self.complaints = complaints
+        self.tracer = tracer
         self._outbox = outbox
         self.clock: Callable[[], float] = intake.clock
         self._window = window
@@ -102,11 +115,17 @@ class Streams:
         """OPEN: gives credit for the first message."""
         _, call, _, _, deadline, peer, metadata = event
         intake = self._intake
+        mark = None if self.tracer is None else self.tracer.begin(metadata)
         if intake.draining:
             self._outbox.append((FAIL, call, DRAINING_FAILURE))
             self.complaints.refused(DRAINING, "StreamPredict", metadata=metadata)
+            if self.tracer is not None:
+                code = CODE_NAMES[DRAINING.reason]
+                self.tracer.ended(mark, CALL, self.clock(), STREAM, code, DRAINING.reason)
             return
         stream = Stream(self, call, deadline, intake.tenant(peer, metadata), self._window, metadata)
+        if self.tracer is not None:
+            stream.mark, stream.opened = mark, self.clock()
         stream.credits = 1
         self._streams[call] = stream
         self._outbox.append((CREDIT, call, 1))
@@ -139,6 +158,9 @@ class Streams:
         stream = self._streams.pop(event[1], None)
         if stream is not None:
             self._drop(stream)
+            if self.tracer is not None:
+                late = stream.deadline <= self.clock()
+                self._ended(stream, DEADLINE_EXCEEDED if late else CANCELLED)
 
     def full(self, call: int) -> None:
         """The caller doesn't read its results: no credit until it does."""
@@ -184,7 +206,13 @@ class Streams:
                 self._configure(stream, message.options)
             if len(message.items) <= MAX_ITEMS:
                 items = [
-                    (item.id, item.request, seconds_of(item.timeout) if item.HasField("timeout") else None, None)
+                    (
+                        item.id,
+                        item.request,
+                        seconds_of(item.timeout) if item.HasField("timeout") else None,
+                        None,
+                        item.traceparent,
+                    )
                     for item in message.items
                 ]
         if items is None or len(items) > MAX_ITEMS:
@@ -224,6 +252,7 @@ class Streams:
         requests = ItemInference.many(
             template.example, ids, data, owner=stream, deadline=deadline, tenant=stream.tenant, arrival=now
         )
+        self._mark(stream, requests)
         stream.last_items = count
         stream.last_bytes = len(body)
         refused = intake.admit_alike(requests, now)
@@ -234,6 +263,7 @@ class Streams:
                 if error is None:
                     stream.take(request)
                 else:
+                    self._item_ended(request.trace, now, request.ident, error.reason)
                     self.complaints.refused(error, "StreamPredict", request=request, metadata=stream.metadata)
                     stream.settle_at_once(request.ident, error_part(request.ident, status_bytes(error)))
             return True
@@ -244,6 +274,12 @@ class Streams:
             stream.order.extend(requests)
         return True
 
+    def _mark(self, stream: Stream, requests: Sequence[ItemInference]) -> None:
+        """Decides who of many items is sampled."""
+        if self.tracer is not None:
+            for request in requests:
+                decoded(request, self.tracer.item("", stream.mark), self.clock())
+
     def _cut(self, body: bytes) -> list[_Item] | None:
         """The items of a message whose requests all follow templates; None if it has to be parsed."""
         parts = split_items(body, MAX_ITEMS)
@@ -253,7 +289,7 @@ class Streams:
         items: list[_Item] = []
         template: Template | None = None
         length = 0
-        for ident, part, timeout in parts:
+        for ident, part, timeout, context in parts:
             # Mostly all items follow the template of the first.
             if template is None or len(part) != length or template.id_length or not part.startswith(template.prefix):
                 template = match(part)
@@ -262,7 +298,7 @@ class Streams:
                 # One of them is enough to learn from: a stream's items are mostly of one kind.
                 self._lesson = part
                 return None
-            items.append((ident, part, timeout, template))
+            items.append((ident, part, timeout, template, context))
         return items
 
     def _items(self, stream: Stream, items: list[_Item]) -> None:
@@ -271,7 +307,9 @@ class Streams:
         stream_deadline = self._intake.deadline(stream.deadline, now)
         draining = self._intake.draining
         flights = stream.flights
-        for position, (ident, item, timeout, template) in enumerate(items):
+        tracer = self.tracer
+        mark: Mark = None
+        for position, (ident, item, timeout, template, context) in enumerate(items):
             if ident in flights:
                 self._fail_invalid(stream, f"items[{position}].id", f"{ident} is in flight already")
                 return
@@ -279,18 +317,34 @@ class Streams:
                 stream.settle_at_once(ident, error_part(ident, DRAINING_STATUS))
                 self.complaints.refused(DRAINING, "StreamPredict", message=item, metadata=stream.metadata)
                 continue
+            if tracer is not None:
+                mark = tracer.item(context, stream.mark)
             try:
                 deadline = stream_deadline if timeout is None else self._deadline(stream, timeout, now)
-                self._admit(stream, ident, item, template, deadline, now)
+                self._admit(stream, ident, item, template, deadline, now, mark)
             except ForebayError as error:
                 stream.settle_at_once(ident, error_part(ident, status_bytes(error)))
                 self.complaints.refused(error, "StreamPredict", message=item, metadata=stream.metadata)
+                self._item_ended(mark, now, ident, error.reason)
             except Exception as error:  # noqa: BLE001 - one item may not harm the others
                 status = status_bytes(internal(error, method="StreamPredict"))
                 stream.settle_at_once(ident, error_part(ident, status))
+                self._item_ended(mark, now, ident, errors.Internal.reason)
+
+    def _item_ended(self, mark: Mark, began: float, ident: int, reason: str) -> None:
+        """An item has ended without a request for the scheduler."""
+        if self.tracer is not None:
+            self.tracer.ended(mark, ITEM, began, ident, CODE_NAMES[reason] if reason else OK, reason)
 
     def _admit(
-        self, stream: Stream, ident: int, item: Any, template: Template | None, deadline: float, now: float
+        self,
+        stream: Stream,
+        ident: int,
+        item: Any,
+        template: Template | None,
+        deadline: float,
+        now: float,
+        mark: Mark,
     ) -> None:
         """Builds and admits one item.
 
@@ -304,9 +358,12 @@ class Streams:
             request = intake.build(ItemInference, stream, ident, item, deadline, stream.tenant, now)
             if not request.rows:
                 stream.settle_at_once(ident, result_part(ident, request.encoder.empty(request.tail)))
+                self._item_ended(mark, now, ident, "")
                 return
             if self._lesson is not None:
                 self._learn(item, request)
+        if mark is not None:
+            decoded(request, mark, self.clock())
         refusal = intake.admit(request, now)
         if refusal is not None:
             raise refusal
@@ -362,6 +419,7 @@ class Streams:
             if not stream.flights and not stream.parked:
                 del self._streams[stream.call]
                 self._outbox.append((FINISH, stream.call, None))
+                self._ended(stream, OK)
         elif not stream.full and not stream.parked:
             self._give_credit(stream)
 
@@ -419,10 +477,15 @@ class Streams:
         self.complaints.refused(error, "StreamPredict", metadata=stream.metadata)
 
     def _fail(self, stream: Stream, reason: Any) -> None:
-        """Ends the stream with an error; what was accepted is cancelled."""
+        """Ends the stream with an error, its caller's; what was accepted is cancelled."""
         if self._streams.pop(stream.call, None) is not None:
             self._outbox.append((FAIL, stream.call, reason))
             self._drop(stream)
+            self._ended(stream, CODE_NAMES[InvalidRequest.reason], InvalidRequest.reason)
+
+    def _ended(self, stream: Stream, code: str, reason: str = "") -> None:
+        if self.tracer is not None:
+            self.tracer.ended(stream.mark, CALL, stream.opened, STREAM, code, reason)
 
     def _drop(self, stream: Stream) -> None:
         now = self.clock()
@@ -433,6 +496,8 @@ class Streams:
         for request in flights.values():
             if request is not None and (stream.order is None or request.outcome is None):
                 self._intake.cancel(request, now)
+                if self.tracer is not None:
+                    self.tracer.cancelled_item(request, request.ident)
 
 
 _parse: Any = inference_pb2.StreamPredictRequest.FromString

@@ -53,12 +53,13 @@ class Submissions:
         self._max_ttl = max_ttl
         self._allowed = allowed
 
-    def read(self, body: bytes, tenant: str) -> Submit:
+    def read(self, body: bytes, tenant: str, traceparent: str = "") -> Submit:
         """The job that a serialized `SubmitRequest` asks for, under a new id.
 
         Args:
             body: The message.
             tenant: Whose job it will be.
+            traceparent: The trace context that its run is to have.
 
         Raises:
             DecodeError: This is no `SubmitRequest`.
@@ -110,6 +111,7 @@ class Submissions:
             expire_after,
             ttl,
             webhook,
+            traceparent,
         )
 
     def _expire_after(self, duration: duration_pb2.Duration, violations: Violations) -> float:

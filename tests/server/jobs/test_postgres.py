@@ -240,7 +240,7 @@ def test_what_can_not_be_opened_says_so(postgres):
         pass
     postgres.execute("UPDATE forebay_store SET version = 99", schema=schema)
     wrong = {
-        good: "the job store has schema version 99, of a newer Forebay; this one knows versions up to 1",
+        good: "the job store has schema version 99, of a newer Forebay; this one knows versions up to 2",
         postgres.url(tcp=True, password="secret/of?mine"): "password authentication failed for user",
         postgres.url(tcp=True, database="nowhere"): 'database "nowhere" does not exist',
         "postgresql://me:secret@of@mine:port/x": "jobs.store is not a valid URL",

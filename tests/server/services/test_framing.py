@@ -44,9 +44,9 @@ def test_items_are_split_as_protobuf_parses_them(entries, rest):
     message = inference_pb2.StreamPredictRequest()
     for ident, payload, extra in entries:
         item = message.items.add(id=ident, request=inference_pb2.PredictRequest(request_id=payload.hex()))
-        if extra == 0:
-            item.traceparent = "00"
-        elif extra < 5:
+        if extra % 2:
+            item.traceparent = "0" * (extra * 20)
+        if extra < 5:
             item.timeout.FromNanoseconds(extra * 1_500_000_000)
     body = message.SerializeToString() + rest
 
@@ -59,18 +59,19 @@ def test_items_are_split_as_protobuf_parses_them(entries, rest):
                 item.id,
                 item.request.SerializeToString(),
                 item.timeout.ToNanoseconds() / 1e9 if item.HasField("timeout") else None,
+                item.traceparent,
             )
             for item in parsed.items
         ] == parts
     elif not rest:
-        assert any(extra == 0 or ident == 0 or ident >= 2**63 for ident, _, extra in entries)
+        assert any(extra in (7, 9) or ident == 0 or ident >= 2**63 for ident, _, extra in entries)
 
 
 def test_too_many_items_are_not_split():
     """The walk ends at the limit."""
     message = inference_pb2.StreamPredictRequest(items=[inference_pb2.StreamItem(id=1, request={}) for _ in range(5)])
 
-    assert framing.split_items(message.SerializeToString(), 5) == [(1, b"", None)] * 5
+    assert framing.split_items(message.SerializeToString(), 5) == [(1, b"", None, "")] * 5
     assert framing.split_items(message.SerializeToString(), 4) is None
 
 
@@ -83,7 +84,7 @@ def test_bytes_that_are_split_are_a_message(body):
             parsed = inference_pb2.StreamPredictRequest.FromString(body)
         except DecodeError:
             return
-        assert [item.id for item in parsed.items] == [ident for ident, _, _ in parts]
+        assert [item.id for item in parsed.items] == [ident for ident, *_ in parts]
 
 
 @settings(max_examples=300, deadline=None)
@@ -122,9 +123,9 @@ def test_ids_of_items_that_are_alike(ids, size, timeout, data):
         parts = framing.split_items(body, 1000)
         if found is not None:
             begin, end = (place - first.start for place in places)
-            assert found == [ident for ident, _, _ in parts]
-            assert {part[:begin] + part[end:] for _, part, _ in parts} == {parts[0][1][:begin] + parts[0][1][end:]}
-            assert {wait for _, _, wait in parts} == {first.timeout}
+            assert found == [ident for ident, *_ in parts]
+            assert {part[:begin] + part[end:] for _, part, *_ in parts} == {parts[0][1][:begin] + parts[0][1][end:]}
+            assert {wait for _, _, wait, _ in parts} == {first.timeout}
         else:
             assert not places[0] <= at % first.stop < places[1]
 

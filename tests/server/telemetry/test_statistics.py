@@ -58,6 +58,14 @@ def test_labels_are_bounded(monkeypatch):
     assert len(figures._models) == 2
 
 
+def test_exemplars_count_nothing():
+    """They say whose span stands for a request that another event counts."""
+    figures = Statistics(CODES)
+    figures.absorb([("exemplar", KEY, "ab" * 16, "cd" * 8, 0.5, 1.0)])
+
+    assert (figures.of(KEY).outcomes, figures.of(KEY).request_time.count) == ({}, 0)
+
+
 def test_forget():
     """A version that is gone leaves nothing."""
     figures = Statistics(CODES)

@@ -708,7 +708,8 @@ type StreamItem struct {
 	// window has room). The stream's own deadline holds as well. On a stream without a deadline, an item without a
 	// timeout gets the server's default time.
 	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// The W3C trace context of this item. Accepted, and not used yet.
+	// The W3C trace context of this item: the parent of its span, if the server makes spans. One that is not valid is
+	// passed over.
 	Traceparent   string `protobuf:"bytes,4,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

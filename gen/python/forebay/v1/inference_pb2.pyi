@@ -365,7 +365,9 @@ class StreamItem(message.Message):
     id: builtins.int
     """The caller's id of the item. It must be unique among the items in flight on this stream."""
     traceparent: builtins.str
-    """The W3C trace context of this item. Accepted, and not used yet."""
+    """The W3C trace context of this item: the parent of its span, if the server makes spans. One that is not valid is
+    passed over.
+    """
     @builtins.property
     def request(self) -> PredictRequest:
         """What to infer."""

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Final, cast
+from typing import Any, Final, Protocol, cast
 
 import structlog
 
@@ -39,12 +39,37 @@ _PAUSES = (0.1, 0.5, 2.0, 5.0)  # seconds between tries to note an outcome
 _log = structlog.get_logger(__name__)
 
 
-def make_sender(config: WebhooksConfig, ask: Callable[[Operation], Outcome]) -> "Sender":
+class Watcher(Protocol):
+    """Who looks at the tries; `telemetry.tracing`. Called by any thread, and must not raise."""
+
+    def resume(self, traceparent: str) -> Any:
+        """A try begins, for a job with this trace context; gives what the other two take."""
+
+    def header(self, mark: Any) -> str:
+        """The `traceparent` that the receiver is to get; empty: none."""
+
+    def webhook(self, mark: Any, began: float, job: str, tries: int, status: int, error: str) -> None:
+        """It has ended.
+
+        Args:
+            mark: What `resume` gave.
+            began: When, monotonic seconds.
+            job: The job's id.
+            tries: Which try it was.
+            status: Of HTTP; 0: there was no answer.
+            error: The kind of what went wrong; empty: it arrived.
+        """
+
+
+def make_sender(
+    config: WebhooksConfig, ask: Callable[[Operation], Outcome], watcher: Watcher | None = None
+) -> "Sender":
     """A sender as the settings say. Without targets it sends nothing, and gives up what earlier settings have left.
 
     Args:
         config: The settings.
         ask: Asks the store and waits; from any thread.
+        watcher: Who looks at the tries.
 
     Raises:
         ConfigError: An entry of the list is wrong, a secret can't be read, or the HTTP client is missing.
@@ -52,7 +77,9 @@ def make_sender(config: WebhooksConfig, ask: Callable[[Operation], Outcome]) -> 
     targets = Targets(config.allow, allow_private=config.allow_private)
     secrets = read_secrets(config.secrets)
     transport = Transport(timeout=config.timeout_s, allow_private=config.allow_private) if targets else None
-    return Sender(targets, secrets, transport, ask, timeout=config.timeout_s, max_tries=config.max_tries)
+    return Sender(
+        targets, secrets, transport, ask, timeout=config.timeout_s, max_tries=config.max_tries, watcher=watcher
+    )
 
 
 class Sender:
@@ -65,6 +92,7 @@ class Sender:
         ask: Asks the store and waits; from any thread. Raises `ForebayError`.
         timeout: Seconds that the transport may take.
         max_tries: Tries after which a message is given up.
+        watcher: Who looks at the tries.
     """
 
     def __init__(
@@ -76,7 +104,9 @@ class Sender:
         *,
         timeout: float,
         max_tries: int,
+        watcher: Watcher | None = None,
     ) -> None:
+        self._watcher = watcher
         self._targets = targets
         self._secrets = secrets
         self._transport = transport
@@ -225,11 +255,28 @@ class Sender:
             held = self._holds.remaining(target.origin, time.monotonic())
         if held:
             raise _Held(held)
+        mark = None if self._watcher is None else self._watcher.resume(delivery.job.traceparent)
+        if self._watcher is None or mark is None:
+            return self._post(self._transport, target, secret, delivery, "")
+        began, status, error = time.monotonic(), 0, "undeliverable"
+        try:
+            answer = self._post(self._transport, target, secret, delivery, self._watcher.header(mark))
+            status = answer.status
+            error = "" if retries.delivered(status) else str(status)
+        finally:
+            self._watcher.webhook(mark, began, delivery.job.id, delivery.tries + 1, status, error)
+        return answer
+
+    def _post(
+        self, transport: Transport, target: Target, secret: Secret, delivery: Delivery, traceparent: str
+    ) -> Answer:
         body = message.body(delivery.job)
         headers = secret.headers(message.message_id(delivery.job), int(time.time()), body)
         headers |= {"content-type": "application/json", "user-agent": "forebay"}
+        if traceparent:
+            headers["traceparent"] = traceparent
         try:
-            answer = self._transport.post(target, headers, body)
+            answer = transport.post(target, headers, body)
         except Undeliverable as exc:
             with self._holds_lock:
                 began = self._holds.failed(target.origin, time.monotonic())

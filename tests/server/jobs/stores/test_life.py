@@ -86,11 +86,12 @@ def test_a_transition_happens_if_the_table_has_it_and_else_nothing_does(world, s
 def test_a_job_comes_in_as_pending(world):
     """With what it was given, and nothing that did not happen yet."""
     job = world.submit(
-        tenant="a", model="x", version="canary", priority=1, request_id="key", expire_after=8.0, ttl=60.0
-    )
+        tenant="a", model="x", version="canary", priority=1, request_id="key", expire_after=8.0, ttl=60.0,
+        traceparent="00-1-2-01",
+    )  # fmt: skip
     assert job == (
         job.id, "a", job.sequence, PENDING, "x", "canary", 0, 1, "key", 0, 0, world.now, None, None, world.now + 8.0,
-        None,
+        None, "00-1-2-01",
     )  # fmt: skip
     assert isinstance(job.state, JobState)
     assert world.get(job, "a") == Found(job, None)
