@@ -22,7 +22,7 @@ func TestNoCallFailsWhenAReplicaIsKilled(t *testing.T) {
 	both.InitialState(resolver.State{Addresses: []resolver.Address{
 		{Addr: replicas[0].address}, {Addr: replicas[1].address},
 	}})
-	client := dial(t, "both:///", forebay.WithDialOptions(grpc.WithResolvers(both)))
+	client := dial(t, "both:///replicas", forebay.WithDialOptions(grpc.WithResolvers(both)))
 	ctx := within(t, 60*time.Second)
 	elements := make([]float32, 1<<18) // 1 MiB
 	elements[0], elements[1] = 100, 101
