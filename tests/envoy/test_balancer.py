@@ -193,7 +193,7 @@ def test_a_killed_replica_costs_no_call(process, balancer, call, onnx_models):
     threads = [threading.Thread(target=send) for _ in range(8)]
     for thread in threads:
         thread.start()
-    eventually(lambda: len(done) > 50, "load")
+    eventually(lambda: len(done) > 50, "load", 60)
     replicas[0].kill()
     for thread in threads:
         thread.join(30)
