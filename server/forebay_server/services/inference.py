@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from forebay.v1 import inference_pb2, inference_service_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError
+from forebay_server.scheduling.events import PREDICT
 from forebay_server.scheduling.request import Batch
 from forebay_server.services.codec import Outputs
 from forebay_server.services.complaints import Complaints
@@ -136,8 +137,10 @@ class InferenceService:
         if intake.draining:
             self.outbox.append((FAIL, call, DRAINING))
             self.complaints.refused(_DRAINING, "Predict", message=body, metadata=metadata)
+            intake.refused(PREDICT, _DRAINING, intake.tenant(peer, metadata))
             return
         now = self.clock()
+        tenant = ""
         try:
             deadline = intake.deadline(deadline, now)
             tenant = intake.tenant(peer, metadata)
@@ -165,6 +168,7 @@ class InferenceService:
         except DecodeError:
             self.outbox.append((FAIL, call, MALFORMED))
             self.complaints.refused(_MALFORMED, "Predict", metadata=metadata)
+            intake.refused(PREDICT, _MALFORMED, tenant)
         except Exception as error:  # noqa: BLE001 - nothing that one message does may stop the dispatcher
             self.outbox.append((FAIL, call, failure(internal(error, method="Predict"))))
 

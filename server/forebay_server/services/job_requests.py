@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from forebay.v1 import inference_pb2
 from forebay_server.errors import ForebayError, InvalidRequest
+from forebay_server.scheduling.events import JOB
 from forebay_server.scheduling.request import Batch, Level, Request
 from forebay_server.services.codec import Outputs
 from forebay_server.services.intake import Intake
@@ -36,6 +37,7 @@ class JobInference(Inference):
 
     __slots__ = ("run",)
 
+    method = JOB
     run: Run
 
     def succeed(self, outputs: Outputs, start: int, batch: Batch) -> None:

@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
+from forebay_server.scheduling.events import STREAM
 from forebay_server.services.complaints import Complaints
 from forebay_server.services.framing import (
     error_part,
@@ -91,6 +92,10 @@ class Streams:
         self.max_response = max_send_bytes - 64
         """Bytes; the rest is for what is around a response."""
         self.too_large = status_bytes(errors.MessageTooLarge(f"the response is larger than {max_send_bytes} bytes"))
+
+    def open(self) -> int:
+        """Open streams."""
+        return len(self._streams)
 
     def in_flight(self) -> int:
         """Items whose results are still due, messages that wait to be taken up counted as one."""
@@ -276,6 +281,7 @@ class Streams:
                 self._fail_invalid(stream, f"items[{position}].id", f"{ident} is in flight already")
                 return
             if draining:
+                self._intake.refused(STREAM, DRAINING, stream.tenant)
                 stream.settle_at_once(ident, error_part(ident, DRAINING_STATUS))
                 self.complaints.refused(DRAINING, "StreamPredict", message=item, metadata=stream.metadata)
                 continue
@@ -326,7 +332,9 @@ class Streams:
             InvalidRequest: The timeout is not positive.
         """
         if timeout <= 0:
-            raise InvalidRequest([("timeout", "must be positive")])
+            error = InvalidRequest([("timeout", "must be positive")])
+            self._intake.refused(STREAM, error, stream.tenant)
+            raise error
         deadline = now + timeout
         return self._intake.deadline(deadline if deadline < stream.deadline else stream.deadline, now)  # noqa: FURB136 - `min` would be felt
 
