@@ -22,7 +22,7 @@ demo: env ## Train a small model, serve it, and call it from many callers
 	$(BIN)/python examples/digits.py $(DEMO)
 
 .PHONY: test
-test: env loadgen build/gen-venv ## Run the tests (at most 12 minutes on two cores)
+test: env loadgen build/gen-venv prometheus ## Run the tests (at most 12 minutes on two cores)
 	$(BIN)/python -m pytest -m "not long" --numprocesses $(WORKERS) --dist loadfile $(PYTEST)
 ifneq ($(GO),)
 	FOREBAY=$(abspath $(BIN)/forebay) $(GO) test ./clients/...
@@ -62,6 +62,20 @@ $(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.installed
 .PHONY: lock
 lock: $(UV) ## Resolve into constraints.txt; LOCK=--upgrade for the newest versions of all
 	$(UV) pip compile --quiet --python $(BIN)/python $(LOCK) --extra images --extra onnx --extra otel --extra postgres --extra webhooks --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o constraints.txt
+
+PROMETHEUS := build/prometheus/bin
+
+.PHONY: prometheus
+prometheus: $(PROMETHEUS)/promtool ## Prometheus and promtool for the tests: those of the machine, or Debian's, unpacked and not installed
+
+$(PROMETHEUS)/promtool:
+	mkdir -p $(PROMETHEUS)
+	if command -v prometheus > /dev/null && command -v promtool > /dev/null; then \
+	  ln -sf "$$(command -v prometheus)" "$$(command -v promtool)" $(PROMETHEUS)/; \
+	elif command -v apt-get > /dev/null; then cd build/prometheus && \
+	  { apt-get download -q prometheus 2> /dev/null || { apt-get update -q && apt-get download -q prometheus; }; } && \
+	  dpkg -x prometheus_*.deb root && ln -sf ../root/usr/bin/prometheus ../root/usr/bin/promtool bin/; \
+	else echo "no prometheus here: its tests are left out"; fi
 
 ##@ The contract
 
@@ -107,9 +121,11 @@ types: env ## mypy, strict
 	MYPYPATH=gen/python:server:clients/python $(BIN)/mypy tests/clients/typing_examples.py
 
 .PHONY: docs
-docs: env ## Write docs/configuration.md from the tree of settings
+docs: env ## Write docs/configuration.md, the table of docs/metrics.md, and the dashboards from their sources
 	mkdir -p docs
 	$(BIN)/forebay config --markdown > docs/configuration.md
+	$(BIN)/python tools/metrics_page.py
+	$(BIN)/python tools/dashboards.py
 
 .PHONY: go-check
 go-check: env ## The Go code compiles, vets, and passes its tests against the server

@@ -9,7 +9,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from bench import breakdown, generator, job_cases, tracing_cases
+from bench import breakdown, generator, job_cases, telemetry_cases, tracing_cases
 from bench.case import LARGE, MEDIUM, SMALL, Bench, Case, figures_of, loaded, python
 from bench.errors import BenchError
 from bench.report import Sample
@@ -190,6 +190,8 @@ CASES = {
         Case(key="beside", title="online calls beside jobs", columns=("forebay",), measure=job_cases.beside),
         Case(key="kept", title="a million finished jobs", columns=("forebay",), measure=job_cases.kept, most=1),
         Case(key="tracing", title="what tracing costs", columns=("forebay",), measure=tracing_cases.tracing),
+        Case(key="scrape", title="a scrape", columns=("forebay",), measure=telemetry_cases.scrape, most=1),
+        Case(key="exported", title="metrics on over off", columns=("forebay",), measure=telemetry_cases.exported),
         Case(key="parts", title="where one request's time goes", columns=("forebay",), measure=parts, most=1),
     )
 }  # fmt: skip

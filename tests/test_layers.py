@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "scheduling": {"engines"},
     "models": {"engines"},
     "engines": set(),
-    "telemetry": {"scheduling.events"},
+    "telemetry": {"scheduling.events", "jobs.events"},
     "config": set(),
     "tensors": set(),
     "errors": set(),
@@ -40,6 +40,7 @@ FOREIGN = {
     "psycopg": {"jobs"},
     "httpcore": {"jobs"},
     "opentelemetry": {"telemetry"},
+    "pynvml": {"telemetry"},
     "click": {"cli"},
     "rich": {"cli"},
     "forebay_client": {"cli"},
@@ -49,7 +50,7 @@ FOREIGN = {
 ACTING = {"scheduling.runner", "scheduling.worker", "scheduling.execution"}
 IMPURE = {"asyncio", "threading", "time", "numpy", "grpc", "socket", "queue", "concurrent", "structlog"}
 
-HEAVY = {"onnxruntime", "torch", "tensorrt", "cuda", "apsw", "psycopg", "httpcore", "opentelemetry"}
+HEAVY = {"onnxruntime", "torch", "tensorrt", "cuda", "apsw", "psycopg", "httpcore", "opentelemetry", "pynvml"}
 
 # Modules that stand for a heavy package: nobody but they themselves import them at the top.
 STANDING_FOR = ("jobs.sqlite", "jobs.postgres", "telemetry.tracing.spans")

@@ -68,6 +68,7 @@ class Dispatcher:
         timed: Sequence[Timed] = (),
         watchdog: float | None,
         held_bytes: Callable[[int], None],
+        turn_times: list[float],
         on_fault: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,6 +83,7 @@ class Dispatcher:
             timed: Called in each turn in which they are due, after the events; no turn waits for longer.
             watchdog: Seconds for which it may stand still beyond what its batches may take; None: for ever.
             held_bytes: Told, every LOOK_EVERY seconds, what the front end holds.
+            turn_times: Where to put how long each turn took, in seconds; emptied by one of `flushes`.
             on_fault: Called by the thread if a fault ends it: nothing is answered any more.
             clock: Monotonic seconds.
         """
@@ -97,6 +99,7 @@ class Dispatcher:
         self._budget: float | None = None
         self._gathers = 0.0
         self._held_bytes = held_bytes
+        self._turn_times = turn_times
         self._clock = clock
         self._posted: deque[Callable[[], None]] = deque()
         self._stopping = False
@@ -179,6 +182,7 @@ class Dispatcher:
         take, answer, turn, flushes = wire.take, wire.answer, self._runner.turn, self._flushes
         handlers = self._handlers()
         on_full = tuple({endpoint.on_full for endpoint in self._endpoints})
+        turn_times = self._turn_times
         timeout = 0.0
         next_look = 0.0
         while not self._stopping:
@@ -207,6 +211,7 @@ class Dispatcher:
                 for call in full:
                     for tell in on_full:  # each knows its own calls
                         tell(call)
+            turn_times.append(clock() - now)
 
     def _gather(self, now: float) -> None:
         """Tells the front end until when nothing that arrives could run, if that has changed."""

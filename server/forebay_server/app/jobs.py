@@ -1,6 +1,7 @@
 """Durable jobs of a server: builds the store, the desk and the service, starts them, and ends them without loss."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 
 import structlog
@@ -10,6 +11,7 @@ from forebay_server.config.tree import Config, WebhooksConfig
 from forebay_server.errors import ConfigError, Internal, StoreUnavailable
 from forebay_server.jobs.choose import choose_store
 from forebay_server.jobs.desk import Desk
+from forebay_server.jobs.events import Event
 from forebay_server.jobs.keeper import Keeper
 from forebay_server.jobs.late import LateStore
 from forebay_server.jobs.store import Operation, Outcome
@@ -136,6 +138,22 @@ class Jobs:
         """How the jobs fare."""
         states = {int(state): count for state, count in self._desk.states().items()}
         return JobFigures(store=self._store.name, available=self._keeper.healthy, states=states)
+
+    @property
+    def events(self) -> tuple[deque[Event], ...]:
+        """What happened, for telemetry."""
+        return self._keeper.events, self._sender.events
+
+    def gauges(self) -> dict[str, float]:
+        """Jobs `pending` and `running`, seconds of the `oldest`, operations `waiting`, if the store is `healthy`."""
+        pending, running, oldest = self._desk.held()
+        return {
+            "pending": pending,
+            "running": running,
+            "oldest": oldest,
+            "waiting": self._keeper.on_their_way(),
+            "healthy": int(self._keeper.healthy),
+        }
 
     def drain(self) -> None:
         """Takes no more jobs and claims none, gives back what does not run yet, and answers who waits."""

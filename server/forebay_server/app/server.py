@@ -14,6 +14,7 @@ import structlog
 from forebay_server.app.dispatcher import Dispatcher, DispatcherEnded, endpoints_of
 from forebay_server.app.hosting import Hosting
 from forebay_server.app.jobs import Jobs
+from forebay_server.app.metrics import Metrics
 from forebay_server.app.tracing import Tracing
 from forebay_server.app.wiring import exposures, server_policy, wire_limits
 from forebay_server.config.tree import Config
@@ -29,10 +30,8 @@ from forebay_server.services.models import ModelService
 from forebay_server.services.reflection import ReflectionService
 from forebay_server.services.service import Outbox, Service
 from forebay_server.services.statistics import Accounts, ServerFigures
-from forebay_server.services.status import CODE_NAMES, refusals
+from forebay_server.services.status import refusals
 from forebay_server.services.vitals import HealthBoard, Vitals
-from forebay_server.telemetry.feed import Feed
-from forebay_server.telemetry.statistics import Statistics
 from forebay_server.telemetry.tracing.export import SpanFigures
 from forebay_server.wire.choose import open_wire
 from forebay_server.wire.port import WireConfig
@@ -55,7 +54,8 @@ class Server:
         on_fault: Told, from the dispatcher's thread, if a fault of the server ended it. Nothing is answered any more.
 
     Attributes:
-        addresses: Where each exposure listens, by its name, port 0 resolved; empty before `start`.
+        addresses: Where each exposure listens, by its name, port 0 resolved, and under `prometheus` where metrics are
+            served; empty before `start`.
         wire_name: `native` or `grpc.aio`; empty before `start`.
     """
 
@@ -87,10 +87,10 @@ class Server:
         outbox: Outbox = []
         catalogue = Catalogue()
         core = Core(server_policy(config))
-        self._statistics = Statistics(CODE_NAMES)
-        self._feed = Feed(self._statistics, core)
+        self._metrics = metrics = Metrics(config, core, clock)
+        self._counting = counting = metrics.outbox(outbox)
         board = HealthBoard()
-        self._tracing = Tracing(config.telemetry.tracing, outbox=outbox, events=self._feed.events, clock=clock)
+        self._tracing = Tracing(config.telemetry.tracing, outbox=outbox, events=metrics.feed.events, clock=clock)
 
         self._runner = Runner(core, wake=self._wake, clock=clock, watcher=self._tracing.watcher)
         rooms = [config.server.public, config.server.operator, config.server.probe]
@@ -102,7 +102,7 @@ class Server:
             max_deadline=config.server.max_deadline_s,
             trusted=[exposure.trusted for exposure in rooms if exposure is not None],
             tenant_key=config.server.tenant_key,
-            events=self._feed.events,
+            events=metrics.feed.events,
         )
         limits = wire_limits(config)
         self._complaints = Complaints(clock)
@@ -115,11 +115,12 @@ class Server:
             tracer=self._tracing.tracer,
         )
         inference = self._inference.service()
-        accounts = Accounts(core.figures, lambda key: self._hosting.costs[key].points(), self._statistics, clock)
+        accounts = Accounts(core.figures, lambda key: self._hosting.costs[key].points(), metrics.statistics, clock)
         self._began, self._started = clock(), time.time()
-        models = ModelService(catalogue, accounts, self._figures, outbox, refresh=self._feed.absorb).service()
-        health = HealthService(board, outbox, max_watchers=config.limits.watchers).service()
-        offered: list[Service] = [inference, self._tracing.seen(models), health]
+        seen = self._seen
+        models = ModelService(catalogue, accounts, self._figures, counting, refresh=metrics.feed.absorb).service()
+        health = counting.counted(HealthService(board, counting, max_watchers=config.limits.watchers).service())
+        offered: list[Service] = [inference, seen(models), health]
         if config.jobs.store:
             self._jobs = Jobs(
                 config,
@@ -127,15 +128,16 @@ class Server:
                 catalogue=catalogue,
                 runner=self._runner,
                 intake=intake,
-                outbox=outbox,
+                outbox=counting,
                 complaints=self._complaints,
                 post=self._post,
                 tracing=self._tracing,
                 clock=clock,
             )
-            offered.append(self._tracing.seen(self._jobs.service))
+            offered.append(seen(self._jobs.service))
         if config.server.reflection:
-            offered += ReflectionService([service.name for service in offered], outbox).services()
+            reflection = ReflectionService([service.name for service in offered], counting)
+            offered += map(counting.counted, reflection.services())
         self._vitals = Vitals(
             board,
             services=[service.name for service in offered if service is not inference],
@@ -163,7 +165,7 @@ class Server:
             outbox=outbox,
             flushes=[
                 self._inference.flush,
-                self._feed.flush,
+                metrics.feed.flush,
                 self._look_after_jobs,
                 self._complaints.flush,
                 self._tracing.flush,
@@ -171,6 +173,7 @@ class Server:
             timed=self._jobs.timed if self._jobs is not None else (),
             watchdog=config.server.watchdog_s or None,
             held_bytes=lambda held: setattr(core, "external_bytes", held),
+            turn_times=metrics.feed.turns,
             on_fault=self._on_fault,
         )
         self._hosting = Hosting(
@@ -183,21 +186,41 @@ class Server:
             on_failed_start=self._on_failed_start,
             tracer=self._tracing.tracer,
         )
-        if self._jobs is not None:
-            self._jobs.start()
-        try:
-            bound = self._wire.start()
-        except BaseException:
-            if self._jobs is not None:
-                self._jobs.close()
-            raise
+        bound = self._listen(catalogue, board)
         self.addresses = {place.name: address for place, address in zip(places, bound, strict=True)}
         self._tracing.start()
         self._dispatcher.start()
         self._hosting.start()
+        if metrics.address:
+            self.addresses["prometheus"] = metrics.address
         _log.info("listening", wire=self.wire_name, **self.addresses)
         if config.server.wire == "auto" and self.wire_name != "native":
             _log.warning("slow_front_end", because="forebay-native is not installed, so gRPC is served by grpc.aio")
+
+    def _listen(self, catalogue: Catalogue, board: HealthBoard) -> list[str]:
+        """Starts what may fail to: the job store, the exporters of metrics, the front end."""
+        if self._jobs is not None:
+            self._jobs.start()
+        try:
+            self._metrics.start(
+                wire=self._wire,
+                dispatcher=self._dispatcher,
+                catalogue=catalogue,
+                board=board,
+                inference=self._inference,
+                jobs=self._jobs,
+                spans=self._tracing.figures,
+            )
+            return self._wire.start()
+        except BaseException:
+            self._metrics.close()
+            if self._jobs is not None:
+                self._jobs.close()
+            raise
+
+    def _seen(self, service: Service) -> Service:
+        """The same service, with its calls counted and, if there is tracing, with spans."""
+        return self._tracing.seen(self._counting.counted(service))
 
     @property
     def start_failure(self) -> str:
@@ -301,6 +324,7 @@ class Server:
             return
         self._closed = True
         self._hosting.stop()
+        self._metrics.close()
         self._dispatcher.rest(True)  # it waits for batches now
         try:
             self._dispatcher.call(self._end_work, CLOSE_PATIENCE)

@@ -262,11 +262,36 @@ class TracingConfig(Section, frozen=True):
     """Spans that may wait to be sent; more are dropped and counted. `OTEL_BSP_MAX_QUEUE_SIZE` is stronger."""
 
 
+class PrometheusConfig(Section, frozen=True):
+    """The endpoint that Prometheus scrapes."""
+
+    address: str = ""
+    """`host:port` of `/metrics`, such as `0.0.0.0:9464`, plain HTTP and for everybody who can reach it: it shows the
+    names of models and tenants. Empty: none."""
+
+
+class MetricsConfig(Section, frozen=True):
+    """Metrics for OpenTelemetry, over OTLP. The standard variables `OTEL_*` fill in what is not set here."""
+
+    endpoint: str = ""
+    """Where to send them, such as `http://collector:4317`. Empty: as `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT` or
+    `OTEL_EXPORTER_OTLP_ENDPOINT` say; if they are not set either, and `OTEL_METRICS_EXPORTER` is not `otlp`, none are
+    sent."""
+    protocol: Literal["auto", "grpc", "http/protobuf"] = "auto"
+    """`auto`: as `OTEL_EXPORTER_OTLP_METRICS_PROTOCOL` or `OTEL_EXPORTER_OTLP_PROTOCOL` say, else grpc."""
+    interval_s: NonNegativeNumber = 0.0
+    """Time between exports. 0: as `OTEL_METRIC_EXPORT_INTERVAL` says, else 60."""
+
+
 class TelemetryConfig(Section, frozen=True):
     """What the server tells of itself."""
 
     tracing: TracingConfig = TracingConfig()
     """Spans for OpenTelemetry."""
+    prometheus: PrometheusConfig = PrometheusConfig()
+    """The endpoint that Prometheus scrapes."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Metrics for OpenTelemetry."""
 
 
 class LogConfig(Section, frozen=True):

@@ -232,6 +232,10 @@ class Desk:
         """Jobs by state: what waits, as far as it is known here; what is claimed here; what has ended through here."""
         return {JobState.PENDING: self._pending.total, JobState.RUNNING: self._runner.running(), **self._ended}
 
+    def held(self) -> tuple[int, int, float]:
+        """Jobs that wait in the store, jobs that are claimed here, and `Pending.oldest`."""
+        return self._pending.total, self._runner.in_flight(), self._pending.oldest(self._clock())
+
     def close(self) -> None:
         """Lets go of all claims. `Keeper.close` comes next, and writes what is still on its way."""
         if not self._closed:
@@ -279,7 +283,7 @@ class Desk:
             return
         job, created = outcome
         if created:
-            self._pending.submitted(job)
+            self._pending.submitted(job, self._clock())
             self._runner.look()
         done(job)
 

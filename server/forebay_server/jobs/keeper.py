@@ -30,6 +30,7 @@ from typing import Any, Final
 import structlog
 
 from forebay_server.errors import ForebayError, Internal, QueueFull, StoreFull, StoreUnavailable
+from forebay_server.jobs.events import GROUP, leave, new_events
 from forebay_server.jobs.store import (
     Cancel,
     Changed,
@@ -105,6 +106,7 @@ class Keeper:
         post: As given: has an action run in the dispatcher, later.
         healthy: Whether the store answers, as far as is known. From any thread.
         due: When `tick` wants to be called, monotonic seconds.
+        events: What happened, for telemetry (`jobs.events`).
         groups: How many groups were applied. To be read from any thread.
         applied: How many operations these had.
     """
@@ -145,6 +147,7 @@ class Keeper:
         self._thread = threading.Thread(target=self._main, name="forebay-store", daemon=True)
         self.healthy = True
         self.due = inf
+        self.events = new_events()
         self.groups = 0
         self.applied = 0
 
@@ -217,6 +220,7 @@ class Keeper:
         if ticket.due != inf:
             self._waiting -= 1
             self._bytes -= ticket.nbytes
+        leave(self.events, ticket.operation, outcome)
         done = ticket.done
         if done is not None:
             ticket.done = None
@@ -379,6 +383,7 @@ class Keeper:
 
     def _serve(self, group: list[_Ticket]) -> bool:
         """Applies a group; whether the store has answered."""
+        began = self._clock()
         try:
             outcomes = self._store.apply([ticket.operation for ticket in group])
         except StoreUnavailable as error:
@@ -389,6 +394,7 @@ class Keeper:
                 return self._serve_each(group)
             self._bring(group, [_excuse(fault)])
             return True
+        self.events.append((GROUP, self._clock() - began))
         self._count(group)
         self._bring(group, outcomes)
         return True
@@ -427,6 +433,7 @@ class Keeper:
         for ticket, outcome in zip(group, outcomes, strict=True):
             if ticket.event is not None:
                 asked = True
+                leave(self.events, ticket.operation, outcome)
                 ticket.outcome = outcome
                 ticket.event.set()
         if asked:

@@ -10,6 +10,7 @@ Pure: `now` is an argument. Used by the dispatcher.
 from collections.abc import Sequence
 from math import inf
 
+from forebay_server.jobs.ages import Ages
 from forebay_server.jobs.store import SUSPECT_CRASHES, Flow, Job, Waiting
 
 
@@ -69,6 +70,7 @@ class Pending:
 
     def __init__(self) -> None:
         self._models: dict[str, _Model] = {}
+        self._ages = Ages()
         self.total = 0
         """Jobs that wait, of all models."""
 
@@ -76,6 +78,7 @@ class Pending:
         """The store has said what waits."""
         self._models.clear()
         self.total = 0
+        self._ages.seen(max((each.last for each in backlog), default=0), now)
         for flow, jobs, first, last, ready in backlog:
             model = self._model(flow.model)
             model.flows[flow] = _Line(jobs, first, last, now + ready)
@@ -90,9 +93,15 @@ class Pending:
                 line.first = min(line.first, first)
                 line.last = max(line.last, last)
 
-    def submitted(self, job: Job) -> None:
+    def submitted(self, job: Job, now: float) -> None:
         """A job was taken in."""
+        self._ages.seen(job.sequence, now)
         self._add(job, -inf)
+
+    def oldest(self, now: float) -> float:
+        """Seconds for which the first of all jobs that wait, suspects left out, has done so at least; 0: none does."""
+        firsts = [line.first for model in self._models.values() for line in model.lines.values() if line.jobs > 0]
+        return self._ages.age(int(min(firsts)), now) if firsts else 0.0
 
     def released(self, job: Job, ready: float) -> None:
         """A job waits again, and may be claimed from `ready` on."""

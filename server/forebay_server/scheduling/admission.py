@@ -235,7 +235,7 @@ def admit_alike(  # noqa: PLR0915  as `admit`
 def refuse(books: Books, request: Request, error: ForebayError) -> ForebayError:
     """Ends a request at the door."""
     request.state = State.REFUSED
-    books.events.append((REFUSED, request.lane.key, error.reason))
+    books.events.append((REFUSED, request.lane.key, request.method, error.reason, request.tenant))
     return error
 
 

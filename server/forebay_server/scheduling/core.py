@@ -294,7 +294,7 @@ class Core:
     def _completions(self, batch: Batch, outputs: Any, now: float) -> list[Completion]:
         """Ends the requests of a batch that went well."""
         books = self._books
-        arrivals: list[float] = []
+        arrivals: tuple[list[float], ...] = ([], [], [])  # by method
         done: list[Completion] = []
         nbytes = 0
         row = 0
@@ -312,10 +312,11 @@ class Core:
                     else:
                         request.state = SUCCEEDED
                         done.append((request, row, None))
-                        arrivals.append(request.arrival)
+                        arrivals[request.method].append(request.arrival)
             row += part.rows
-        if arrivals:
-            books.events.append((SERVED, batch.lane.key, batch.dispatched, now, arrivals))
+        for method, those in enumerate(arrivals):
+            if those:
+                books.events.append((SERVED, batch.lane.key, method, batch.dispatched, now, those))
         books.held_bytes -= nbytes
         batch.lane.model.held_bytes -= nbytes
         return done
@@ -336,7 +337,9 @@ class Core:
         split.pieces.sort(key=lambda piece: piece[0])
         request.state = SUCCEEDED
         arrival = request.arrival
-        self._books.events.append((DONE, request.lane.key, OK, batch.dispatched - arrival, now - arrival))
+        self._books.events.append(
+            (DONE, request.lane.key, request.method, OK, batch.dispatched - arrival, now - arrival)
+        )
         return True
 
     def _late(self, request: Request, now: float) -> None:
@@ -479,6 +482,11 @@ class Core:
     def held_bytes(self) -> int:
         """Bytes of requests that wait or run."""
         return self._books.held_bytes
+
+    def tenant_rows(self, tenant: str) -> int:
+        """Rows of online requests of a tenant that wait."""
+        found = self._books.tenants.get(tenant)
+        return 0 if found is None else found.rows
 
     def models(self) -> list[ModelKey]:
         """The models that are served."""

@@ -6,7 +6,9 @@ Plain slotted classes: several of them are made for each request, so a dataclass
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from forebay_server.scheduling.events import PREDICT
 
 if TYPE_CHECKING:
     from forebay_server.errors import ForebayError
@@ -61,6 +63,8 @@ class Request:
     neither for one that was refused (the refusal is the answer of `admit`) or cancelled. They must not raise.
     """
 
+    method: ClassVar[int] = PREDICT
+    """How requests of the class come in, for telemetry: an index into `events.METHODS`."""
     cost: float
     """Engine seconds that its waiting rows stand for. Set by the core at admission, like the next three."""
     due: float

@@ -251,16 +251,17 @@ class Books:
             request.state = state
         self.failures.append((request, error))
         waited = now - request.arrival
-        self.events.append((DONE, request.lane.key, error.reason, waited, waited))
+        self.events.append((DONE, request.lane.key, request.method, error.reason, waited, waited))
 
     def expire(self, request: Request, now: float) -> None:
         """Ends a request whose deadline has passed, or will have before it could be done."""
         self.fail(request, DeadlineExpired("the deadline passed before the request could run"), State.EXPIRED, now)
 
     def cancelled(self, request: Request, now: float) -> None:
-        """Leaves a trace of a cancellation."""
+        """Leaves a trace of a cancellation. One after the deadline is the front end's word that this has passed."""
         waited = now - request.arrival
-        self.events.append((DONE, request.lane.key, CANCELLED, waited, waited))
+        outcome = CANCELLED if now < request.deadline else DeadlineExpired.reason
+        self.events.append((DONE, request.lane.key, request.method, outcome, waited, waited))
 
     def give_back(self, part: Part) -> None:
         """A part has left its batch for good; with the last of a request that has ended go its bytes."""

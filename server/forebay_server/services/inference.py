@@ -156,8 +156,10 @@ class InferenceService:
         if intake.draining:
             self.outbox.append((FAIL, call, DRAINING))
             self.complaints.refused(_DRAINING, "Predict", message=body, metadata=metadata)
+            intake.refused(UnaryInference.method, _DRAINING, intake.tenant(peer, metadata))
             self._ended(mark, now, errors.Draining.reason)
             return
+        tenant = ""
         try:
             deadline = intake.deadline(deadline, now)
             tenant = intake.tenant(peer, metadata)
@@ -188,6 +190,7 @@ class InferenceService:
         except DecodeError:
             self.outbox.append((FAIL, call, MALFORMED))
             self.complaints.refused(_MALFORMED, "Predict", metadata=metadata)
+            intake.refused(UnaryInference.method, _MALFORMED, tenant)
             self._ended(mark, now, errors.InvalidRequest.reason)
         except Exception as error:  # noqa: BLE001 - nothing that one message does may stop the dispatcher
             self.outbox.append((FAIL, call, failure(internal(error, method="Predict"))))

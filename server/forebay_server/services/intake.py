@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, TypeVar
 from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError
+from forebay_server.scheduling.events import DONE, JOB, NOBODY, OK, REFUSED
 from forebay_server.scheduling.request import Priority, Request
 from forebay_server.services.codec import (
     Encoder,
@@ -134,7 +135,7 @@ class Intake:
         max_deadline: Seconds; deadlines beyond are cut to it.
         trusted: For each exposure, whether `tenant_key` is believed there.
         tenant_key: The metadata key that names the tenant.
-        events: Where refusals before admission are reported, as `("refused", key, reason)`.
+        events: Where refusals before admission are reported (`scheduling.events`).
     """
 
     def __init__(
@@ -286,8 +287,9 @@ class Intake:
         Raises:
             ForebayError: The request can't be run.
         """
-        plan = self._plan(message.model, message.version)
+        plan: Plan | None = None
         try:
+            plan = self._plan(message.model, message.version)
             rows, shapes, inputs, nbytes, wanted = validate(message, plan.rules)
             encoder = plan.encoder
             readable = message.readable
@@ -300,8 +302,10 @@ class Intake:
                 found = self._find_lane(plan, shapes, parameters) if rows else (None, None)
             lane, padded = found
         except ForebayError as error:
-            self._events.append(("refused", plan.key, error.reason))
+            self.refused(kind.method, error, tenant, plan)
             raise
+        if not rows:
+            self._events.append((DONE, plan.key, kind.method, OK, 0.0, 0.0))
         return kind(
             lane,
             rows,
@@ -320,8 +324,12 @@ class Intake:
             ident,
         )
 
-    def check(self, message: inference_pb2.PredictRequest) -> tuple[str, int]:
-        """Checks a message as `build` does, for a request that is made later.
+    def check(self, message: inference_pb2.PredictRequest, tenant: str = "") -> tuple[str, int]:
+        """Checks a message as `build` does, for a job that is made of it later.
+
+        Args:
+            message: What the caller sent.
+            tenant: Who is calling.
 
         Returns:
             The model version that would run it now.
@@ -329,15 +337,27 @@ class Intake:
         Raises:
             ForebayError: It could not be run.
         """
-        plan = self._plan(message.model, message.version)
+        plan: Plan | None = None
         try:
+            plan = self._plan(message.model, message.version)
             rows, shapes, _, _, _ = validate(message, plan.rules)
             if rows:
                 plan.served.bucket_of(shapes)
         except ForebayError as error:
-            self._events.append(("refused", plan.key, error.reason))
+            self.refused(JOB, error, tenant, plan)
             raise
         return plan.key
+
+    def refused(self, method: int, error: ForebayError, tenant: str, plan: Plan | None = None) -> None:
+        """Leaves a trace of a request that did not come as far as admission.
+
+        Args:
+            method: `Request.method` of what it would have become.
+            error: Why.
+            tenant: Who is calling.
+            plan: Of the model version that it is for, if that is known.
+        """
+        self._events.append((REFUSED, NOBODY if plan is None else plan.key, method, error.reason, tenant))
 
     def _find_lane(self, plan: Plan, shapes: Shapes, parameters: Any) -> tuple[Any, Shapes | None]:
         """The queue for some shapes and parameters, and the shapes again if they have to be padded.

@@ -12,13 +12,15 @@ from google.protobuf.message import DecodeError
 from forebay.v1 import inference_pb2
 from forebay_server.errors import ForebayError, InvalidRequest
 from forebay_server.jobs.store import Job
+from forebay_server.scheduling.events import JOB
 from forebay_server.scheduling.request import Batch, Level, Request
 from forebay_server.services.codec import Outputs
 from forebay_server.services.intake import Intake
 from forebay_server.services.pending import Inference
 from forebay_server.services.status import CODE_NAMES, internal
+from forebay_server.telemetry.tracing import records
 from forebay_server.telemetry.tracing.names import OK
-from forebay_server.telemetry.tracing.records import JOB, Trace
+from forebay_server.telemetry.tracing.records import Trace
 from forebay_server.telemetry.tracing.tracer import Tracer
 
 
@@ -43,6 +45,7 @@ class JobInference(Inference):
 
     __slots__ = ("run",)
 
+    method = JOB
     run: Run
 
     def succeed(self, outputs: Outputs, start: int, batch: Batch) -> None:
@@ -120,7 +123,7 @@ class JobDecoder:
         wait = 0.0 if job.started is None else job.started - job.created
         code = CODE_NAMES[reason] if reason else OK
         what = (job.id, job.attempt, wait)
-        self._tracer.ended(request.trace, JOB, run.claimed, what, code, reason, request.lane.key, request.rows)
+        self._tracer.ended(request.trace, records.JOB, run.claimed, what, code, reason, request.lane.key, request.rows)
 
 
 _parse: Any = inference_pb2.PredictRequest.FromString

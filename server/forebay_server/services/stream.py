@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from forebay_server.errors import ForebayError, MessageTooLarge
+from forebay_server.scheduling.events import STREAM
 from forebay_server.scheduling.request import Batch
 from forebay_server.services.codec import Outputs
 from forebay_server.services.complaints import Complaints
@@ -47,6 +48,7 @@ class ItemInference(Inference):
 
     __slots__ = ("outcome",)
 
+    method = STREAM
     outcome: bytes | None
     """On an ordered stream, the finished result until those before it are there."""
 

@@ -105,6 +105,10 @@ class Streams:
         """Bytes; the rest is for what is around a response."""
         self.too_large = status_bytes(errors.MessageTooLarge(f"the response is larger than {max_send_bytes} bytes"))
 
+    def open(self) -> int:
+        """Open streams."""
+        return len(self._streams)
+
     def in_flight(self) -> int:
         """Items whose results are still due, messages that wait to be taken up counted as one."""
         return sum(len(stream.flights) + len(stream.parked) for stream in self._streams.values())
@@ -314,6 +318,7 @@ class Streams:
                 self._fail_invalid(stream, f"items[{position}].id", f"{ident} is in flight already")
                 return
             if draining:
+                self._intake.refused(ItemInference.method, DRAINING, stream.tenant)
                 stream.settle_at_once(ident, error_part(ident, DRAINING_STATUS))
                 self.complaints.refused(DRAINING, "StreamPredict", message=item, metadata=stream.metadata)
                 continue
@@ -383,7 +388,9 @@ class Streams:
             InvalidRequest: The timeout is not positive.
         """
         if timeout <= 0:
-            raise InvalidRequest([("timeout", "must be positive")])
+            error = InvalidRequest([("timeout", "must be positive")])
+            self._intake.refused(ItemInference.method, error, stream.tenant)
+            raise error
         deadline = now + timeout
         return self._intake.deadline(deadline if deadline < stream.deadline else stream.deadline, now)  # noqa: FURB136 - `min` would be felt
 

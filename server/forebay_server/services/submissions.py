@@ -86,7 +86,7 @@ class Submissions:
             template = intake.match(payload)
             if template is None:
                 message = _parse(payload)
-                key = intake.check(message)
+                key = intake.check(message, tenant)
                 model, version, priority = message.model, message.version, priority_of(message.priority)
             else:
                 key = template.served.key

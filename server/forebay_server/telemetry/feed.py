@@ -4,11 +4,14 @@ The core and the services append plain tuples to lists; once in a while, and bef
 Called by the dispatcher only.
 """
 
-from typing import Any, Protocol
+from collections import deque
+from typing import Any, Final, Protocol
 
+from forebay_server.telemetry import jobs, names
 from forebay_server.telemetry.statistics import Statistics
+from forebay_server.telemetry.tallies import Tallies
 
-ABSORB_AT = 512
+ABSORB_AT: Final = 512
 """Events that may wait to be added up."""
 
 
@@ -19,17 +22,33 @@ class Source(Protocol):
 
 
 class Feed:
-    """From lists of events to statistics."""
+    """From lists of events to figures.
 
-    def __init__(self, statistics: Statistics, core: Source) -> None:
+    Args:
+        statistics: Adds up those of requests and batches.
+        tallies: Takes all others.
+        core: Who has events of both.
+    """
+
+    def __init__(self, statistics: Statistics, tallies: Tallies, core: Source) -> None:
         self._statistics = statistics
+        self._tallies = tallies
         self._core = core
+        self._jobs: list[deque[tuple[Any, ...]]] = []
+        self._turn_times = tallies.durations(names.TURN_DURATION)
         self.events: list[tuple[Any, ...]] = []
         """Where others than the core put their events."""
+        self.turns: list[float] = []
+        """Where the dispatcher puts how long each of its turns took, in seconds."""
+
+    def listen(self, *sources: deque[tuple[Any, ...]]) -> None:
+        """Takes the events of jobs, too."""
+        jobs.prepare(self._tallies)
+        self._jobs += sources
 
     def flush(self) -> None:
         """Absorbs events if there are many. Cheap; once a turn."""
-        if len(self._core.events) >= ABSORB_AT or len(self.events) >= ABSORB_AT:
+        if len(self._core.events) >= ABSORB_AT or len(self.events) >= ABSORB_AT or len(self.turns) >= ABSORB_AT:
             self.absorb()
 
     def absorb(self) -> None:
@@ -37,3 +56,8 @@ class Feed:
         for events in (self._core.events, self.events):
             self._statistics.absorb(events)
             events.clear()
+        if self.turns:
+            self._turn_times.record_all(self.turns)
+            self.turns.clear()
+        for source in self._jobs:
+            jobs.absorb(source, self._tallies)

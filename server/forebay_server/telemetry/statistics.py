@@ -1,66 +1,166 @@
 """What each version of each model has done since the server started, in plain numbers.
 
-The core and the services leave events, plain tuples (`telemetry.names`), in a list; whoever runs the dispatcher hands
+The core and the services leave events, plain tuples (`scheduling.events`), in a list; whoever runs the dispatcher hands
 the whole list to `Statistics.absorb` now and then, in the dispatcher's thread. `GetStatistics` and the exporters read.
 Every label has a bounded number of values, whatever callers do. Nothing here decides.
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, Final
 
+import numpy as np
+
+from forebay_server.scheduling.events import BATCH, CANCELLED, DONE, EXEMPLAR, METHODS, OK, REFUSED, SERVED
 from forebay_server.telemetry.histogram import GROWTH, SMALLEST, Histogram
-from forebay_server.telemetry.names import BATCH, CANCELLED, DONE, OK, REFUSED, SERVED, UNKNOWN
+from forebay_server.telemetry.names import OTHER, UNKNOWN
 
 MAX_BATCH_SIZES: Final = 1024
 """Distinct batch sizes that are counted one by one; others count as the next power of two."""
 MAX_MODELS: Final = 4096
 """Versions of models that are kept."""
+MAX_EXEMPLARS: Final = 16
+"""Kept per histogram, by the power of two of their duration; the oldest goes."""
+
+_MANY: Final = 24
+"""From so many durations on, numpy is quicker."""
 
 ModelKey = tuple[str, int]
 Event = tuple[Any, ...]
+Exemplar = tuple[float, str, str, float]
+"""(seconds, trace id, span id, seconds since 1970)."""
 
 
 class ModelFigures:
-    """The figures of one version of a model. Read them in the dispatcher's thread, or accept that they move.
+    """The figures of one version of a model. Read them in the dispatcher's thread, or take a `copy` there.
 
     Attributes:
-        outcomes: Requests by `OK`, `CANCELLED` or the reason of their error.
+        outcomes_by: By method, requests by `OK`, `CANCELLED` or the reason of their error.
+        refusals: Requests that were not accepted, by reason; they are among the outcomes, too.
         batch_sizes: Batches by their rows, without padding.
+        batch_requests: Batches by their requests.
         dispatches: Batches by the number of the reason of their start.
         padded_rows: Rows that were added as padding.
         queue_time: Seconds in the queue, per accepted request.
         compute_time: Seconds in the engine, per batch.
-        request_time: Seconds from the arrival of an accepted request to its outcome.
+        accuracy: Seconds in the engine over those that were predicted, per batch for which they were.
+        request_times: By method, seconds from the arrival of an accepted request to its outcome.
+        exemplars: By method, requests that were traced, by the power of two above their duration.
     """
 
     __slots__ = (
+        "accuracy",
+        "batch_requests",
         "batch_sizes",
         "compute_time",
         "dispatches",
-        "outcomes",
+        "exemplars",
+        "outcomes_by",
         "padded_rows",
         "queue_time",
-        "request_time",
+        "refusals",
+        "request_times",
     )
 
     def __init__(self) -> None:
-        self.outcomes: dict[str, int] = {}
+        self.outcomes_by: tuple[dict[str, int], ...] = tuple({} for _ in METHODS)
+        self.refusals: dict[str, int] = {}
         self.batch_sizes: dict[int, int] = {}
+        self.batch_requests: dict[int, int] = {}
         self.dispatches: dict[int, int] = {}
         self.padded_rows = 0
         self.queue_time = Histogram()
         self.compute_time = Histogram()
-        self.request_time = Histogram()
+        self.accuracy = Histogram()
+        self.request_times = tuple(Histogram() for _ in METHODS)
+        self.exemplars: tuple[dict[int, Exemplar], ...] = tuple({} for _ in METHODS)
 
-    def batch(self, rows: int, padding: int, reason: int, seconds: float) -> None:
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """Requests by outcome, all methods together."""
+        found: dict[str, int] = {}
+        for outcomes in self.outcomes_by:
+            for outcome, count in outcomes.items():
+                found[outcome] = found.get(outcome, 0) + count
+        return found
+
+    @property
+    def request_time(self) -> Histogram:
+        """Seconds from the arrival of an accepted request to its outcome, all methods together."""
+        found = Histogram()
+        for times in self.request_times:
+            found.add(times)
+        return found
+
+    def batch(self, rows: int, requests: int, padding: int, reason: int, predicted: float | None, took: float) -> None:
         """A batch has run."""
-        sizes = self.batch_sizes
-        if rows not in sizes and len(sizes) >= MAX_BATCH_SIZES:
-            rows = 1 << (rows - 1).bit_length()
-        sizes[rows] = sizes.get(rows, 0) + 1
+        for sizes, size in ((self.batch_sizes, rows), (self.batch_requests, requests)):
+            known = size if size in sizes or len(sizes) < MAX_BATCH_SIZES else 1 << (size - 1).bit_length()
+            sizes[known] = sizes.get(known, 0) + 1
         self.dispatches[reason] = self.dispatches.get(reason, 0) + 1
         self.padded_rows += padding
-        self.compute_time.record(seconds)
+        self.compute_time.record(took)
+        if predicted:
+            self.accuracy.record(took / predicted)
+
+    def ended(self, method: int, outcome: str, requests: int) -> None:
+        """So many requests have ended alike."""
+        outcomes = self.outcomes_by[method]
+        outcomes[outcome] = outcomes.get(outcome, 0) + requests
+
+    def exemplar(self, method: int, seconds: float, trace_id: str, span_id: str, at: float) -> None:
+        """A request of a method was traced."""
+        exemplars = self.exemplars[method]
+        power = max(-64, int(np.ceil(np.log2(seconds)))) if seconds > 0.0 else -64
+        if power not in exemplars and len(exemplars) >= MAX_EXEMPLARS:
+            del exemplars[min(exemplars, key=lambda each: exemplars[each][3])]
+        exemplars[power] = (seconds, trace_id, span_id, at)
+
+    def copy(self) -> "ModelFigures":
+        """Figures that no longer move; about 4 microseconds."""
+        copied = ModelFigures.__new__(ModelFigures)
+        copied.outcomes_by = tuple([outcomes.copy() for outcomes in self.outcomes_by])
+        copied.refusals = self.refusals.copy()
+        copied.batch_sizes = self.batch_sizes.copy()
+        copied.batch_requests = self.batch_requests.copy()
+        copied.dispatches = self.dispatches.copy()
+        copied.padded_rows = self.padded_rows
+        copied.queue_time = self.queue_time.copy()
+        copied.compute_time = self.compute_time.copy()
+        copied.accuracy = self.accuracy.copy()
+        copied.request_times = tuple([times.copy() for times in self.request_times])
+        copied.exemplars = tuple([exemplars.copy() for exemplars in self.exemplars])
+        return copied
+
+
+class _Times:
+    """Durations of one version and method, until all events have been gone through."""
+
+    __slots__ = ("arrivals", "began", "ended", "requests", "took", "waited")
+
+    def __init__(self) -> None:
+        self.arrivals: list[list[float]] = []
+        self.began: list[float] = []
+        self.ended: list[float] = []
+        self.requests = 0
+        self.waited: list[float] = []
+        self.took: list[float] = []
+
+    def record(self, waited: Histogram, took: Histogram) -> None:
+        """Adds them up."""
+        if self.requests >= _MANY:
+            arrivals = np.fromiter(chain.from_iterable(self.arrivals), float, self.requests)
+            counts = list(map(len, self.arrivals))
+            waited.record_all(np.repeat(self.began, counts) - arrivals)
+            took.record_all(np.repeat(self.ended, counts) - arrivals)
+        else:
+            for began, ended, those in zip(self.began, self.ended, self.arrivals, strict=True):
+                for arrival in those:
+                    waited.record(began - arrival)
+                    took.record(ended - arrival)
+        if self.took:
+            waited.record_all(self.waited)
+            took.record_all(self.took)
 
 
 class Statistics:
@@ -68,6 +168,7 @@ class Statistics:
 
     Args:
         codes: The canonical name of the status code for each reason of an error.
+        tenants: Those that are known by name; all others count as one.
 
     Attributes:
         smallest: The upper bound of the first bucket of the histograms, in seconds.
@@ -77,49 +178,71 @@ class Statistics:
     smallest = SMALLEST
     growth = GROWTH
 
-    def __init__(self, codes: Mapping[str, str]) -> None:
+    def __init__(self, codes: Mapping[str, str], tenants: Iterable[str] = ()) -> None:
         self._codes = {**codes, OK: OK, CANCELLED: CANCELLED}
         self._models: dict[ModelKey, ModelFigures] = {}
+        self.tenant_refusals: dict[str, int] = {**dict.fromkeys(tenants, 0), OTHER: 0}
+        """Requests that were not accepted, by tenant."""
 
     def absorb(self, events: Iterable[Event]) -> None:
         """Adds up events."""
         models = self._models
-        codes = self._codes
-        durations: dict[ModelKey, tuple[list[float], list[float]]] = {}
+        durations: dict[tuple[ModelKey, int], _Times] = {}
         for event in events:
             kind = event[0]
-            figures = models.get(event[1])
+            key = event[1]
+            figures = models.get(key)
             if figures is None:
                 if len(models) >= MAX_MODELS:
                     continue
-                figures = models[event[1]] = ModelFigures()
+                figures = models[key] = ModelFigures()
             if kind == SERVED:
-                _, key, began, ended, arrivals = event
-                waited, took = durations.setdefault(key, ([], []))
-                waited.extend([began - arrival for arrival in arrivals])
-                took.extend([ended - arrival for arrival in arrivals])
-                figures.outcomes[OK] = figures.outcomes.get(OK, 0) + len(arrivals)
-            elif kind == DONE:
-                _, key, outcome, queued, total = event
-                if outcome not in codes:
-                    outcome = UNKNOWN
-                figures.outcomes[outcome] = figures.outcomes.get(outcome, 0) + 1
-                waited, took = durations.setdefault(key, ([], []))
-                waited.append(queued)
-                took.append(total)
+                _, _, method, began, ended, arrivals = event
+                times = durations.get((key, method))
+                if times is None:
+                    times = durations[key, method] = _Times()
+                times.began.append(began)
+                times.ended.append(ended)
+                times.arrivals.append(arrivals)
+                times.requests += len(arrivals)
             elif kind == BATCH:
-                _, _, rows, _, padded_rows, reason, _, seconds = event
-                figures.batch(rows, padded_rows - rows, int(reason), seconds)
-            elif kind == REFUSED:
-                reason = event[2] if event[2] in codes else UNKNOWN
-                figures.outcomes[reason] = figures.outcomes.get(reason, 0) + 1
-        for key, (waited, took) in durations.items():
-            models[key].queue_time.record_all(waited)
-            models[key].request_time.record_all(took)
+                _, _, rows, requests, padded_rows, reason, predicted, seconds = event
+                figures.batch(rows, requests, padded_rows - rows, int(reason), predicted, seconds)
+            else:
+                self._absorb_single(event, figures, durations)
+        for (key, method), times in durations.items():
+            figures = models[key]
+            if times.requests:
+                figures.ended(method, OK, times.requests)
+            times.record(figures.queue_time, figures.request_times[method])
+
+    def _absorb_single(
+        self, event: Event, figures: ModelFigures, durations: dict[tuple[ModelKey, int], _Times]
+    ) -> None:
+        """Adds up an event of one request."""
+        match event:
+            case (kind, key, method, outcome, queued, total) if kind == DONE:
+                figures.ended(method, outcome if outcome in self._codes else UNKNOWN, 1)
+                times = durations.setdefault((key, method), _Times())
+                times.waited.append(queued)
+                times.took.append(total)
+            case (kind, _, method, reason, tenant) if kind == REFUSED:
+                reason = reason if reason in self._codes else UNKNOWN
+                figures.ended(method, reason, 1)
+                figures.refusals[reason] = figures.refusals.get(reason, 0) + 1
+                self.tenant_refusals[tenant if tenant in self.tenant_refusals else OTHER] += 1
+            case (kind, _, method, seconds, trace_id, span_id, at) if kind == EXEMPLAR:
+                figures.exemplar(method, seconds, trace_id, span_id, at)
+            case _:
+                pass
 
     def of(self, key: ModelKey) -> ModelFigures:
         """The figures of a version; all zero if it has done nothing."""
         return self._models.get(key) or ModelFigures()
+
+    def keys(self) -> list[ModelKey]:
+        """The versions that have done something."""
+        return list(self._models)
 
     def code(self, outcome: str) -> str:
         """The canonical name of the status code of an outcome."""

@@ -79,6 +79,7 @@ class Rig:
         self.outbox = []
         self.seen = []
         self.held = []
+        self.turn_times = []
         self.faults = []
         endpoints = endpoints_of([Service(name="s", endpoints=[self._endpoint("a"), self._endpoint("b")])])
         self.dispatcher = Dispatcher(
@@ -90,6 +91,7 @@ class Rig:
             timed=timed,
             watchdog=watchdog,
             held_bytes=self.held.append,
+            turn_times=self.turn_times,
             on_fault=lambda: self.faults.append("fault"),
         )
 

@@ -306,9 +306,9 @@ def test_refusals_and_ends_leave_events(world):
     w.admit(now=0.7, deadline=0.8)
     w.core.tick(0.8)
     assert w.core.events == [
-        ("refused", KEY, "DEADLINE_UNREACHABLE"),
-        ("done", KEY, "CANCELLED", 0.5, 0.5),
+        ("refused", KEY, 0, "DEADLINE_UNREACHABLE", ""),
+        ("done", KEY, 0, "CANCELLED", 0.5, 0.5),
         ("batch", KEY, 1, 1, 1, 2, pytest.approx(0.011), pytest.approx(0.011)),
-        ("served", KEY, pytest.approx(0.6), pytest.approx(0.7), [pytest.approx(0.5)]),
-        ("done", KEY, "DEADLINE_EXPIRED", pytest.approx(0.1), pytest.approx(0.1)),
+        ("served", KEY, 0, pytest.approx(0.6), pytest.approx(0.7), [pytest.approx(0.5)]),
+        ("done", KEY, 0, "DEADLINE_EXPIRED", pytest.approx(0.1), pytest.approx(0.1)),
     ]

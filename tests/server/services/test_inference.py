@@ -204,7 +204,7 @@ def test_invalid_requests_are_counted(house, request_for):
     """Statistics hear of what was refused before the scheduler saw it."""
     house.predict(1, request_for(outputs=["z"]))
 
-    assert house.events == [("refused", ("double", 7), "INVALID_TENSOR")]
+    assert house.events == [("refused", ("double", 7), 0, "INVALID_TENSOR", "")]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from forebay_server.scheduling.request import Reason
 from forebay_server.services.models import ModelService
 from forebay_server.services.statistics import Accounts, JobFigures, ServerFigures
 from forebay_server.services.status import CODE_NAMES
+from forebay_server.telemetry.histogram import SMALLEST
 from forebay_server.telemetry.statistics import Statistics
 from forebay_server.tensors import FREE, DataType, ModelSpec, TensorSpec
 from forebay_server.wire.port import FAIL, RESPOND
@@ -144,11 +145,11 @@ def test_statistics(models):
     key = ("a", 7)
     models.statistics.absorb(
         [
-            ("done", key, "OK", 0.001, 0.004),
-            ("done", key, "OK", 0.001, 0.004),
-            ("done", key, "CANCELLED", 0.001, 0.001),
-            ("done", key, "DEADLINE_EXPIRED", 0.001, 0.001),
-            ("refused", key, "QUEUE_FULL"),
+            ("done", key, 0, "OK", 0.001, 0.004),
+            ("done", key, 0, "OK", 0.001, 0.004),
+            ("done", key, 0, "CANCELLED", 0.001, 0.001),
+            ("done", key, 0, "DEADLINE_EXPIRED", 0.001, 0.001),
+            ("refused", key, 0, "QUEUE_FULL", ""),
             ("batch", key, 3, 2, 4, Reason.IDLE, None, 0.002),
         ]
     )
@@ -179,13 +180,13 @@ def test_statistics(models):
 def test_buckets_of_durations(models):
     """Those that were asked for hold the durations by their bounds; none outside the first and the last used one."""
     key = ("a", 7)
-    models.statistics.absorb([("done", key, "OK", 1e-7, seconds) for seconds in (0.5e-7, 1e-7, 1.1e-7, 1.5e-7)])
+    models.statistics.absorb([("done", key, 0, "OK", 1e-7, SMALLEST * factor) for factor in (0.5, 1.0, 1.1, 1.5)])
 
     (found,) = models.call("GetStatistics", model="a", buckets=True).statistics
 
     buckets = found.request_time.buckets
-    assert (buckets.smallest_nanos, buckets.growth) == (pytest.approx(100), 1.2)
-    assert (buckets.first, list(buckets.counts)) == (0, [2, 1, 0, 1])  # 1.2**2 < 1.5 <= 1.2**3
+    assert (buckets.smallest_nanos, buckets.growth) == (pytest.approx(SMALLEST * 1e9), 2**0.25)
+    assert (buckets.first, list(buckets.counts)) == (0, [2, 1, 0, 1])  # 2**0.5 < 1.5 <= 2**0.75
     assert (found.compute_time.buckets.first, list(found.compute_time.buckets.counts)) == (0, [])
 
 

@@ -177,7 +177,10 @@ def test_the_request_inside_is_checked_as_predict_does(house, submissions, refus
         ("ttl", "must be positive"),
     ]
     assert all(f"{field.removeprefix('request.')}: {sentence}" in failure.message for field, sentence in violations[:3])
-    assert house.events == [("refused", ("double", 7), "INVALID_TENSOR")] * 2
+    assert house.events == [
+        ("refused", ("double", 7), 0, "INVALID_TENSOR", ""),
+        ("refused", ("double", 7), 2, "INVALID_TENSOR", ""),
+    ]
     assert house.scheduler.admitted == []
 
 

@@ -22,9 +22,9 @@ def test_outcomes():
     figures = Statistics(CODES)
     figures.absorb(
         [
-            ("served", KEY, 10.5, 11.0, [10.0]),
-            ("done", ("m", 2), "CANCELLED", 0.5, 1.0),
-            ("refused", KEY, "QUEUE_FULL"),
+            ("served", KEY, 0, 10.5, 11.0, [10.0]),
+            ("done", ("m", 2), 1, "CANCELLED", 0.5, 1.0),
+            ("refused", KEY, 0, "QUEUE_FULL", ""),
         ]
     )
 
@@ -48,29 +48,67 @@ def test_labels_are_bounded(monkeypatch):
     monkeypatch.setattr(statistics, "MAX_BATCH_SIZES", 4)
     monkeypatch.setattr(statistics, "MAX_MODELS", 2)
     figures = Statistics(CODES)
-    figures.absorb([("refused", KEY, f"reason {number}") for number in range(100)])
+    figures.absorb([("refused", KEY, 0, f"reason {number}", f"tenant {number}") for number in range(100)])
     figures.absorb([("batch", KEY, rows, 1, rows, 1, None, 0.1) for rows in range(1, 101)])
-    figures.absorb([("refused", ("m", version), "QUEUE_FULL") for version in range(100)])
+    figures.absorb([("refused", ("m", version), 0, "QUEUE_FULL", "") for version in range(100)])
 
     found = figures.of(KEY)
     assert found.outcomes == {"UNKNOWN": 100, "QUEUE_FULL": 1}
     assert found.batch_sizes == {1: 1, 2: 1, 3: 1, 4: 1, 8: 4, 16: 8, 32: 16, 64: 32, 128: 36}
     assert len(figures._models) == 2
-
-
-def test_exemplars_count_nothing():
-    """They say whose span stands for a request that another event counts."""
-    figures = Statistics(CODES)
-    figures.absorb([("exemplar", KEY, "ab" * 16, "cd" * 8, 0.5, 1.0)])
-
-    assert (figures.of(KEY).outcomes, figures.of(KEY).request_time.count) == ({}, 0)
+    assert figures.tenant_refusals == {"other": 102}
 
 
 def test_forget():
     """A version that is gone leaves nothing."""
     figures = Statistics(CODES)
-    figures.absorb([("refused", KEY, "QUEUE_FULL")])
+    figures.absorb([("refused", KEY, 0, "QUEUE_FULL", "")])
 
     figures.forget(KEY)
 
     assert figures.of(KEY).outcomes == {}
+
+
+def test_methods_and_tenants_are_kept_apart():
+    """Requests by how they came in, refusals by the tenants of the settings."""
+    figures = Statistics(CODES, tenants=["alice"])
+    figures.absorb(
+        [
+            ("served", KEY, 0, 10.5, 11.0, [10.0] * 30),
+            ("served", KEY, 1, 10.5, 12.0, [10.0]),
+            ("refused", KEY, 2, "QUEUE_FULL", "alice"),
+            ("refused", KEY, 2, "QUEUE_FULL", "mallory"),
+        ]
+    )
+
+    found = figures.of(KEY)
+    assert found.outcomes_by == ({"OK": 30}, {"OK": 1}, {"QUEUE_FULL": 2})
+    assert [times.count for times in found.request_times] == [30, 1, 0]
+    assert [round(times.sum, 6) for times in found.request_times] == [30.0, 2.0, 0.0]
+    assert (found.queue_time.count, found.refusals) == (31, {"QUEUE_FULL": 2})
+    assert figures.tenant_refusals == {"alice": 1, "other": 1}
+
+
+def test_exemplars():
+    """The last of each power of two is kept, of so many powers."""
+    figures = Statistics(CODES)
+    figures.absorb([("exemplar", KEY, 0, 2.0**power, f"{power:032x}", "1" * 16, 100.0 + power) for power in range(40)])
+    figures.absorb([("exemplar", KEY, 0, 2.0**39, "f" * 32, "2" * 16, 200.0)])
+
+    kept = figures.of(KEY).exemplars[0]
+    assert len(kept) == statistics.MAX_EXEMPLARS
+    assert (figures.of(KEY).outcomes, figures.of(KEY).request_time.count) == ({}, 0), "another event counts the request"
+    assert kept[39] == (2.0**39, "f" * 32, "2" * 16, 200.0)
+    assert 0 not in kept
+
+
+def test_a_copy_stands_still():
+    """What was taken for an exporter does not move."""
+    figures = Statistics(CODES)
+    figures.absorb([("batch", KEY, 3, 2, 4, 2, 0.1, 0.2), ("served", KEY, 0, 10.5, 11.0, [10.0])])
+    copied = figures.of(KEY).copy()
+    figures.absorb([("batch", KEY, 3, 2, 4, 2, 0.1, 0.2), ("served", KEY, 0, 10.5, 11.0, [10.0])])
+
+    assert (copied.outcomes, copied.batch_sizes, copied.batch_requests) == ({"OK": 1}, {3: 1}, {2: 1})
+    assert (copied.padded_rows, copied.dispatches, copied.accuracy.count) == (1, {2: 1}, 1)
+    assert (copied.queue_time.count, copied.request_time.count, copied.compute_time.count) == (1, 1, 1)

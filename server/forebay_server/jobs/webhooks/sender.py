@@ -17,6 +17,7 @@ import structlog
 
 from forebay_server.config.tree import WebhooksConfig
 from forebay_server.errors import ForebayError
+from forebay_server.jobs.events import WEBHOOK, new_events
 from forebay_server.jobs.failpoints import reach
 from forebay_server.jobs.store import Delivered, Deliveries, Delivery, Operation, Outcome, Undelivered
 from forebay_server.jobs.webhooks import message, retries
@@ -93,6 +94,9 @@ class Sender:
         timeout: Seconds that the transport may take.
         max_tries: Tries after which a message is given up.
         watcher: Who looks at the tries.
+
+    Attributes:
+        events: What became of each try, for telemetry (`jobs.events`).
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class Sender:
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
+        self.events = new_events()
 
     def start(self) -> None:
         """Begins to send. The store must be open."""
@@ -214,6 +219,7 @@ class Sender:
             self._slots.release()
 
     def _outcome(self, delivery: Delivery) -> Delivered | Undelivered:
+        began = time.monotonic()
         job, tries = delivery.job, delivery.tries + 1
         origin, asked, gone = "", 0.0, False
         try:
@@ -229,14 +235,17 @@ class Sender:
         else:
             if retries.delivered(answer.status):
                 reach("webhook.sent")
+                self.events.append((WEBHOOK, "delivered", time.monotonic() - began))
                 return Delivered(job.id)
             reason = f"HTTP status {answer.status}"
             asked = retries.retry_after(answer.retry_after, time.time())
             gone = retries.final(answer.status)
         if gone or tries >= self._max_tries:
+            self.events.append((WEBHOOK, "given_up", time.monotonic() - began))
             _log.warning("webhook_given_up", job=job.id, target=origin, tries=tries, reason=reason)
             return Delivered(job.id)
         pause = retries.pause(tries, random.random(), asked=asked)  # noqa: S311 - spreads load, guards nothing
+        self.events.append((WEBHOOK, "undelivered", time.monotonic() - began))
         _log.debug("webhook_undelivered", job=job.id, target=origin, tries=tries, reason=reason, pause=pause)
         return Undelivered(job.id, pause)
 

@@ -8,6 +8,7 @@ grows without bound: a record that finds the queue full is dropped and counted.
 from any thread.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
@@ -40,6 +41,8 @@ class Traced(Protocol):
     deadline: float
     rows: int
     lane: Any
+    method: int
+    """See `scheduling.events`."""
 
 
 class Part(Protocol):
@@ -74,6 +77,7 @@ class Tracer:
         clock: Monotonic seconds.
         most: Records that may wait to be sent.
         events: Where exemplars are reported, as `scheduling.events` says.
+        wall: Seconds since 1970.
         random: For decisions and for ids, which need not be secret.
     """
 
@@ -86,6 +90,7 @@ class Tracer:
         clock: Callable[[], float],
         most: int,
         events: list[tuple[Any, ...]] | None = None,
+        wall: Callable[[], float] = time.time,
         random: Random | None = None,
     ) -> None:
         self._sampler = sampler
@@ -94,6 +99,7 @@ class Tracer:
         self._codes = codes
         self.clock = clock
         self._most = most
+        self._wall = wall
         self._events: list[tuple[Any, ...]] = [] if events is None else events
         source = random or Random()  # noqa: S311 - see above
         self._random = source.random
@@ -295,8 +301,8 @@ class Tracer:
         now, key, arrival = self.clock(), request.lane.key, request.arrival
         self._put((kind, trace, arrival, now, what, code, reason, key, request.rows))
         if code == OK and trace.stamps is not None:
-            identity = (f"{trace.trace_id:032x}", f"{trace.span_id:016x}")
-            self._events.append((EXEMPLAR, key, *identity, trace.stamps[0] - arrival, now - arrival))
+            ids = f"{trace.trace_id:032x}", f"{trace.span_id:016x}"
+            self._events.append((EXEMPLAR, key, request.method, now - arrival, *ids, self._wall()))
 
     def _failure(self, kind: int, request: Traced, what: Any, reason: str) -> None:
         code = self._codes.get(reason, UNKNOWN)

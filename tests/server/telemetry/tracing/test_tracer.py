@@ -33,13 +33,15 @@ def clock():
 def make(clock, name="parentbased_always_off", *, most=100, slow=1.0, per_second=10.0, events=None):
     """A tracer."""
     codes = {"QUEUE_FULL": "RESOURCE_EXHAUSTED", "INVALID_TENSOR": "INVALID_ARGUMENT", "INTERNAL": "INTERNAL"}
-    return Tracer(sampler(name, 1.0), Tail(slow, per_second), codes=codes, clock=clock, most=most, events=events)
+    return Tracer(
+        sampler(name, 1.0), Tail(slow, per_second), codes=codes, clock=clock, most=most, events=events, wall=lambda: 1e9
+    )
 
 
 def request(trace=None, arrival=0.0, level=0):
     """A request, as far as a tracer sees it."""
     lane = SimpleNamespace(key=("m", 1))
-    return SimpleNamespace(trace=trace, arrival=arrival, deadline=9.0, rows=2, lane=lane, level=level)
+    return SimpleNamespace(trace=trace, arrival=arrival, deadline=9.0, rows=2, lane=lane, level=level, method=1)
 
 
 def batch_of(*requests, completed=0.5):
@@ -94,7 +96,7 @@ def test_a_request_in_a_batch(clock):
     assert first.trace.batches == [span]
     assert call == (records.CALL, first.trace, 0.0, 0.75, "Predict", "OK", "", ("m", 1), 2)
     ids = (f"{first.trace.trace_id:032x}", f"{first.trace.span_id:016x}")
-    assert events == [(EXEMPLAR, ("m", 1), *ids, 0.125, 0.75)]
+    assert events == [(EXEMPLAR, ("m", 1), 1, 0.75, *ids, 1e9)]
 
 
 def test_a_batch_of_strangers_leaves_nothing(clock):

@@ -1,0 +1,190 @@
+"""A real Prometheus that scrapes a real server under all kinds of traffic."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from forebay_client import Client, ForebayError, Webhook
+from forebay_server.app.server import Server
+from forebay_server.config.tree import (
+    BatchingConfig,
+    Config,
+    EngineConfig,
+    ExposureConfig,
+    JobsConfig,
+    MetricsConfig,
+    ModelConfig,
+    PrometheusConfig,
+    ServerConfig,
+    TelemetryConfig,
+    TenantConfig,
+    WebhooksConfig,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+TOOLS = REPOSITORY / "build" / "prometheus" / "bin"
+DEPLOYED = REPOSITORY / "deploy" / "prometheus"
+
+ROW = {"x": np.ones((1, 4), np.float32)}
+
+
+def free_port() -> int:
+    """One that nobody has."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs promtool; skips if there is none (`make prometheus`)."""
+    if not (TOOLS / "promtool").exists():
+        pytest.skip("no Prometheus here: make prometheus")
+
+    def run(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [TOOLS / "promtool", *arguments], input=text, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    return run
+
+
+def model(name: str, **options: object) -> ModelConfig:
+    """A synthetic model that pads and takes a millisecond."""
+    return ModelConfig(
+        name=name,
+        path="synthetic:",
+        batching=BatchingConfig(max_batch_size=8, max_queued_rows=16),
+        engine=EngineConfig(name="synthetic", run="worker", options={"base_ms": 2.0, **options}),
+    )
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with everything that has metrics."""
+    started = Server(
+        Config(
+            server=ServerConfig(
+                public=ExposureConfig(address="127.0.0.1:0"), cache_dir=str(tmp_path_factory.mktemp("cache"))
+            ),
+            models=[model("good"), model("bad", failure_rate=0.5)],
+            tenants={"alice": TenantConfig()},
+            jobs=JobsConfig(
+                store="memory:",
+                webhooks=WebhooksConfig(
+                    allow=["http://127.0.0.1:9"], allow_private=True, secrets={"key": "env:HOOK"}, max_tries=1
+                ),
+            ),
+            telemetry=TelemetryConfig(
+                prometheus=PrometheusConfig(address="127.0.0.1:0"),
+                metrics=MetricsConfig(endpoint="http://127.0.0.1:9", protocol="http/protobuf", interval_s=0.5),
+            ),
+        )
+    )
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HOOK", "a-secret-of-enough-letters-for-all")
+        environment.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+        started.start()
+        assert started.wait_ready(30), started.start_failure
+        yield started
+        started.close()
+
+
+def traffic(address: str, stopping: threading.Event) -> None:
+    """Something of all that can happen."""
+    with Client(address) as client:
+        actions: list[Callable[[], object]] = [
+            lambda: client.predict("good", ROW),
+            lambda: client.predict("bad", ROW),
+            lambda: client.predict("missing", ROW),
+            lambda: client.predict("good", ROW, deadline=0.0001),
+            lambda: client.predict("good", {"x": np.ones((64, 4), np.float32)}),
+            lambda: list(client.stream("good", [ROW] * 4)),
+            lambda: client.submit("good", ROW, webhook=Webhook(url="http://127.0.0.1:9/hook", secret="key")),
+            lambda: client.submit("bad", ROW),
+            client.models,
+        ]
+        while not stopping.wait(0.05):
+            for action in actions:
+                with contextlib.suppress(ForebayError):
+                    action()
+
+
+class Prometheus:
+    """A running one."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def get(self, path: str, **parameters: str) -> dict:
+        """Asks its API."""
+        url = f"http://{self.address}{path}?{urllib.parse.urlencode(parameters)}"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            return json.load(error)
+
+    def query(self, expression: str) -> list[dict]:
+        """The series of an expression now, NaN left out."""
+        answer = self.get("/api/v1/query", query=expression)
+        assert answer["status"] == "success", (expression, answer)
+        return [series for series in answer["data"]["result"] if series["value"][1] != "NaN"]
+
+
+@pytest.fixture(scope="session")
+def prometheus(server: Server, promtool: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus that has scraped the server for some seconds and goes on; its rules are those of deploy/."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    settings = (DEPLOYED / "prometheus.yml").read_text()
+    settings = settings.replace("127.0.0.1:9464", server.addresses["prometheus"]).replace("15s", "500ms")
+    settings = settings.replace("forebay.rules.yml", str(DEPLOYED / "forebay.rules.yml"))
+    (folder / "prometheus.yml").write_text(settings)
+    address = f"127.0.0.1:{free_port()}"
+    process = subprocess.Popen(
+        [
+            TOOLS / "prometheus",
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address={address}",
+            "--enable-feature=exemplar-storage",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "log").open("wb"),
+    )
+    stopping = threading.Event()
+    callers = [threading.Thread(target=traffic, args=(server.addresses["public"], stopping)) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    found = Prometheus(address)
+    end = time.monotonic() + 30
+    try:
+        while True:
+            try:
+                # So that rates have enough to go by.
+                (count,) = found.query("count_over_time(forebay_serving[1m])")
+                given_up = found.query('forebay_webhooks_total{outcome="given_up"} > 0')
+                if int(count["value"][1]) >= 12 and given_up:
+                    break
+            except (OSError, ValueError):
+                pass
+            assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
+            time.sleep(0.2)
+        yield found
+    finally:
+        stopping.set()
+        for caller in callers:
+            caller.join(10)
+        process.terminate()
+        process.wait(10)
