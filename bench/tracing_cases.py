@@ -91,7 +91,7 @@ def _server(bench: Bench, load: Load, endpoint: str) -> Server:
         settings = (f"telemetry.tracing.endpoint={endpoint}", f"telemetry.tracing.ratio={load.ratio}")
     files = bench.files(load.model)
     column = Column(key="forebay", title="Forebay", command=forebay_command("native", settings=settings), own=True)
-    return Server(column, files.model, files.calls, bench.server_core)
+    return Server(column, files.model, files.calls, bench.cores(both=False))
 
 
 @contextlib.contextmanager

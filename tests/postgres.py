@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,7 @@ class Postgres:
         self.log = folder / "log"
         self._names = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
-        self._as = {}
+        self._as: dict[str, Any] = {}
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
             os.chown(folder, nobody.pw_uid, nobody.pw_gid)
@@ -156,7 +157,7 @@ class Postgres:
             options.append(f"options=-csearch_path%3D{schema}")
         return f"postgresql://{user}{where}/{database}?{'&'.join(options)}"
 
-    def execute(self, statement: str, **place: str) -> list[tuple]:
+    def execute(self, statement: str, **place: Any) -> list[tuple[Any, ...]]:
         """Runs a statement on a connection of its own."""
         import psycopg  # noqa: PLC0415 - what does not need it works without
 
@@ -204,6 +205,6 @@ def postgres_alone() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def database(postgres) -> str:
+def database(postgres: Postgres) -> str:
     """The URL of an empty place on the session's server."""
     return postgres.url(schema=postgres.schema())

@@ -93,10 +93,10 @@ class Patience:
 
     __slots__ = ("_clock", "_gone_since", "_outage", "_pauses", "_until")
 
-    def __init__(self, until: float, clock: Clock, chance: Chance, outage: float = OUTAGE) -> None:
+    def __init__(self, until: float, clock: Clock, chance: Chance, outage: float | None = None) -> None:
         self._until = until
         self._clock = clock
-        self._outage = outage
+        self._outage = OUTAGE if outage is None else outage
         self._gone_since: float | None = None
         self._pauses = Pauses(chance)
 

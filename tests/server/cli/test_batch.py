@@ -219,7 +219,7 @@ def test_one_at_a_time_writes_an_output(send, server, tmp_path):
 @BOTH
 def test_a_server_that_stays_away_is_told_with_what_to_do(send, server, monkeypatch, via):
     """And nothing is lost."""
-    monkeypatch.setattr("forebay_client._plans.OUTAGE", 0.3)
+    monkeypatch.setattr("forebay_client._retries.OUTAGE", 0.3)
     monkeypatch.setattr("forebay_server.cli.chunks.OUTAGE", 0.3)
     monkeypatch.setattr("forebay_server.cli.chunks.SUBMIT_DEADLINE", 0.3)
     np.save("x.npy", numbered(4))
@@ -231,7 +231,7 @@ def test_a_server_that_stays_away_is_told_with_what_to_do(send, server, monkeypa
 
     assert (ended.code, ended.out) == (1, "")
     assert ended.err.endswith("; 0 of 4 rows are done, and the same command goes on with the rest\n")
-    assert ended.err.startswith("forebay: UNAVAILABLE (")
+    assert ended.err.startswith("forebay: UNAVAILABLE")
 
 
 def test_a_stream_that_breaks_is_opened_anew(send, server):

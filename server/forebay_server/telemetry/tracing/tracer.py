@@ -41,8 +41,10 @@ class Traced(Protocol):
     deadline: float
     rows: int
     lane: Any
-    method: int
-    """See `scheduling.events`."""
+
+    @property
+    def method(self) -> int:
+        """See `scheduling.events`."""
 
 
 class Part(Protocol):
@@ -349,7 +351,7 @@ def decoded(request: Traced, mark: Mark, now: float) -> None:
     """A request has been built: it carries its mark from now on."""
     request.trace = mark
     if mark.__class__ is Trace:
-        mark.decoded = now  # type: ignore[union-attr]  # see the line before
+        mark.decoded = now
 
 
 class Step:
