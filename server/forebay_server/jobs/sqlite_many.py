@@ -86,7 +86,7 @@ class Claims:
             state, version = operation.state, operation.served_version
             sequence = job.sequence
             # By place, not by name (`_replace`): several times as fast, and this is done for each job.
-            ended: Any = (*job[:3], state, *job[4:6], version, *job[7:13], now, job.expires, now + ttl)
+            ended: Any = (*job[:3], state, *job[4:6], version, *job[7:13], now, job.expires, now + ttl, *job[16:])
             outcomes.append(Job(*ended))
             sequences = alike.get((state, version))
             if sequences is None:

@@ -291,7 +291,7 @@ class Rows:
                 self._end(sequence, JobState.FAILED, self._lost)
                 self.damaged.append(job.id)
             else:
-                self._claims.add(job, owner, row[18])
+                self._claims.add(job, owner, row[_WIDTH + 2])
                 claimed.append(Claimed(job, payload))
         return claimed
 
