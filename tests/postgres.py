@@ -55,11 +55,12 @@ class Postgres:
         self.log = folder / "log"
         self._names = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
-        self._as: dict[str, Any] = {}
+        self._as: list[str] = []
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
             os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-            self._as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            # Not by arguments of `subprocess`: with these it forks, and gRPC's handlers may end the child.
+            self._as = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--"]
         self._bin = self._reachable(programs())
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -76,7 +77,7 @@ class Postgres:
 
     def _reachable(self, folder: Path) -> Path:
         """The programs where `nobody` may read them: a virtual environment below /root is none of their business."""
-        done = subprocess.run([folder / "postgres", "--version"], **self._as, capture_output=True, check=False, cwd="/")
+        done = subprocess.run([*self._as, folder / "postgres", "--version"], capture_output=True, check=False, cwd="/")
         if done.returncode == 0:
             return folder
         shutil.copytree(folder.parent, self.folder / "programs", symlinks=True)
@@ -84,7 +85,7 @@ class Postgres:
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [self._bin / program, *arguments], **self._as, capture_output=True, text=True, check=False, cwd=self.folder
+            [*self._as, self._bin / program, *arguments], capture_output=True, text=True, check=False, cwd=self.folder
         )
         assert done.returncode == 0, done.stderr
 
@@ -93,8 +94,11 @@ class Postgres:
         settings = [f"--{name}={value}" for name, value in self._settings.items()]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._bin / "postgres", "-D", self.data, "-p", str(self.port), "-k", self.folder, *settings],
-                **self._as, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
+                [
+                    *self._as, self._bin / "postgres", "-D", self.data, "-p", str(self.port), "-k", self.folder,
+                    *settings,
+                ],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
             )  # fmt: skip
         until = time.monotonic() + 30.0
         while time.monotonic() < until:

@@ -99,6 +99,7 @@ DASHBOARDS: dict[str, tuple[str, str, dict[str, list[Panel]]]] = {
                 ("Turns per second", "ops", "", [(rate("forebay_dispatcher_turn_duration_seconds_count", "instance", ON), "{{instance}}")]),
                 ("Lag at scrapes", "s", "How long the dispatcher took to come to the question for these figures.", [(f"forebay_dispatcher_lag_seconds{{{ON}}}", "{{instance}}")]),
                 ("What a scrape takes of it", "s", "The longest at a time since the start.", [(f"forebay_telemetry_snapshot_seconds{{{ON}}}", "{{instance}}")]),
+                ("Spans", "ops", "Exported, dropped because the collector is late, suppressed by the limit of the tail rule.", [(rate("forebay_telemetry_spans_total", "outcome", ON), "{{outcome}}")]),
             ],
             "Front end": [
                 ("Connections, calls and streams", "short", "Open now.", [(f"sum (forebay_wire_connections{{{ON}}})", "connections"), (f"sum (forebay_wire_calls{{{ON}}})", "calls"), (f"sum (forebay_wire_streams{{{ON}}})", "streams")]),

@@ -29,6 +29,7 @@ from forebay_server.config.tree import (
     ServerConfig,
     TelemetryConfig,
     TenantConfig,
+    TracingConfig,
     WebhooksConfig,
 )
 
@@ -89,6 +90,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             telemetry=TelemetryConfig(
                 prometheus=PrometheusConfig(address="127.0.0.1:0"),
                 metrics=MetricsConfig(endpoint="http://127.0.0.1:9", protocol="http/protobuf", interval_s=0.5),
+                tracing=TracingConfig(endpoint="http://127.0.0.1:9", protocol="http/protobuf", ratio=1.0),
             ),
         )
     )
@@ -152,17 +154,18 @@ def prometheus(server: Server, promtool: object, tmp_path_factory: pytest.TempPa
     settings = settings.replace("forebay.rules.yml", str(DEPLOYED / "forebay.rules.yml"))
     (folder / "prometheus.yml").write_text(settings)
     address = f"127.0.0.1:{free_port()}"
-    process = subprocess.Popen(
-        [
-            TOOLS / "prometheus",
-            f"--config.file={folder / 'prometheus.yml'}",
-            f"--storage.tsdb.path={folder / 'data'}",
-            f"--web.listen-address={address}",
-            "--enable-feature=exemplar-storage",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "log").open("wb"),
-    )
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                TOOLS / "prometheus",
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address={address}",
+                "--enable-feature=exemplar-storage",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
     stopping = threading.Event()
     callers = [threading.Thread(target=traffic, args=(server.addresses["public"], stopping)) for _ in range(2)]
     for caller in callers:

@@ -4,6 +4,7 @@ That it does what every store does, the suite in `stores/` shows.
 """
 
 import contextlib
+import os
 import queue
 import shutil
 import threading
@@ -489,17 +490,17 @@ def test_a_restored_backup_is_noticed(postgres_alone):
     with opened(postgres_alone.url()) as store:
         store.apply([new()])
         postgres_alone.stop()
-        backup = postgres_alone.folder / "backup"
+        backup, owner = postgres_alone.folder / "backup", postgres_alone.data.stat()
         shutil.copytree(postgres_alone.data, backup)
         postgres_alone.start()
         healed(store, new())
         postgres_alone.stop()
         for path in backup.rglob("*"):
-            shutil.chown(path, postgres_alone._as.get("user"), postgres_alone._as.get("group"))
+            os.chown(path, owner.st_uid, owner.st_gid)
         shutil.rmtree(postgres_alone.data)
         backup.rename(postgres_alone.data)
         postgres_alone.data.chmod(0o700)
-        shutil.chown(postgres_alone.data, postgres_alone._as.get("user"), postgres_alone._as.get("group"))
+        os.chown(postgres_alone.data, owner.st_uid, owner.st_gid)
         postgres_alone.start()
         with pytest.raises(StoreUnavailable, match="has lost jobs"):
             store.apply([Page("t", (), "", 0, 10)])
