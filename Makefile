@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 GEN := build/gen-venv/bin
 UV_VERSION := 0.13.8
-WORKERS := $(shell nproc | awk '{print 2 * $$1 < 8 ? 2 * $$1 : 8}')# most tests wait more than they work
+WORKERS := $(shell echo $$(($$(nproc) + 1)))# most tests wait more than they work
+TESTS := server,sim,test_layers.py,test_no_pickle.py,wire,clients,conformance e2e docs,bench,envoy,deploy,tracing chaos
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo,)
 CARGO := $(shell command -v cargo 2>/dev/null)
 GO := $(shell command -v go 2>/dev/null)
@@ -23,7 +24,11 @@ demo: env ## Train a small model, serve it, and call it from many callers
 
 .PHONY: test
 test: env loadgen build/gen-venv prometheus ## Run the tests (at most 12 minutes on two cores)
-	$(BIN)/python -m pytest -m "not long" --numprocesses $(WORKERS) --dist loadfile $(PYTEST)
+	@# In groups: what takes much of the machine does not run beside what measures time.
+	for group in $(TESTS); do \
+	  $(BIN)/python -m pytest -m "not long" --numprocesses $(WORKERS) --dist loadfile $(PYTEST) \
+	    $$(echo $$group | tr , '\n' | sed 's|^|tests/|') || exit 1; \
+	done
 ifneq ($(GO),)
 	FOREBAY=$(abspath $(BIN)/forebay) $(GO) test ./clients/...
 endif

@@ -123,7 +123,7 @@ class Envoy:
     def _live(self) -> bool:
         try:
             return json.loads(self.admin("/server_info"))["state"] == "LIVE"
-        except urllib.error.URLError:
+        except (urllib.error.URLError, ValueError):  # no answer yet, or an empty one
             return False
 
     def write(self, name: str, content: dict[str, object]) -> None:
