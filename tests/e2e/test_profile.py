@@ -53,7 +53,6 @@ def test_a_profile_names_our_functions_by_thread(busy, tmp_path):
     assert text.startswith("<?xml")
     assert "Dispatcher._loop (forebay_server/app/dispatcher.py" in text
     assert "forebay-dispatcher" in text
-    assert "Runner.turn" in text
     found = json.loads(scope.read_text())
     frames = {frame["name"] for frame in found["shared"]["frames"]}
     assert frames & {"_loop", "Dispatcher._loop"}
