@@ -1,5 +1,6 @@
 """A small JobService in memory, whose jobs are done at once, or when a test says so."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +36,7 @@ class Jobs(job_service_pb2_grpc.JobServiceServicer):
     def __init__(self, answer: Callable, status_of: Callable[..., status_pb2.Status]) -> None:
         self._answer = answer
         self._status_of = status_of
+        self._numbers = itertools.count(1)
         self.changed = threading.Condition()
         self.jobs: dict[str, job_service_pb2.ResultResponse] = {}
         self.payloads: dict[str, inference_pb2.PredictRequest] = {}
@@ -92,7 +94,7 @@ class Jobs(job_service_pb2_grpc.JobServiceServicer):
                         )
                     return job_service_pb2.SubmitResponse(job=entry.job)
             found = job_pb2.Job(
-                id=f"{len(self.submits):032x}",
+                id=f"{next(self._numbers):032x}",
                 state=job_pb2.JOB_STATE_PENDING,
                 model=request.request.model,
                 request_id=request.request_id,
