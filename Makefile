@@ -73,6 +73,7 @@ PROMETHEUS := build/prometheus/bin
 .PHONY: prometheus
 prometheus: $(PROMETHEUS)/promtool ## Prometheus and promtool for the tests: those of the machine, or Debian's, unpacked and not installed
 
+# Debian's package holds its programs as usr/bin/...; unpacked into root/, beside bin/, they are ../root/usr/bin/...
 $(PROMETHEUS)/promtool:
 	mkdir -p $(PROMETHEUS)
 	if command -v prometheus > /dev/null && command -v promtool > /dev/null; then \

@@ -29,7 +29,7 @@ class Sink(grpc.GenericRpcHandler):
 
     def _take(self, _body: bytes, _context: grpc.ServicerContext) -> bytes:
         if self._delay:
-            time.sleep(self._delay)
+            time.sleep(self._delay)  # A slow collector is what is measured then.
         return b""
 
 

@@ -25,7 +25,7 @@ BESIDE = {SMALL: 0.3, MEDIUM: 0.3}
 PROGRESS = (0.05, 0.95)
 """The part of a backlog over which its rate is measured."""
 LONGEST_DRAIN = 300.0  # seconds
-POLL = 0.05  # seconds
+POLL = 0.05  # seconds; asking more often would take from the servers' time
 PAUSED = ("--set", "jobs.run=false")
 TOLD = ("--set", "log.level=info", "--set", "log.format=json")
 """Has a server log what `Server.event` reads; a few lines in all."""

@@ -84,7 +84,7 @@ def measure(models: int, requests: int, scrapes: int) -> dict[str, float]:
         url = f"http://{server.addresses['prometheus']}/metrics"
         urllib.request.urlopen(url, timeout=30).read()
         alone = Probe(server)
-        time.sleep(2.0)
+        time.sleep(2.0)  # As long as the scrapes below take, about: the same number of probes.
         quiet = alone.stop()
         beside = Probe(server)
         times = []
@@ -94,7 +94,7 @@ def measure(models: int, requests: int, scrapes: int) -> dict[str, float]:
             with urllib.request.urlopen(url, timeout=30) as response:
                 nbytes = len(response.read())
             times.append(time.perf_counter() - began)
-            time.sleep(0.02)
+            time.sleep(0.02)  # Between scrapes the dispatcher must come to rest, or they would be measured as one.
         busy = beside.stop()
         kept = server._metrics._longest  # noqa: SLF001 - see above
     finally:

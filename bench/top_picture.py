@@ -74,7 +74,7 @@ def main() -> None:
         with Client(address) as client:
             for _ in range(SECONDS):
                 watch.answered(client.server_statistics(), now=time.monotonic())
-                time.sleep(1.0)
+                time.sleep(1.0)  # As `forebay top` does: a picture a second.
     finally:
         ending.set()
         for thread in threads:

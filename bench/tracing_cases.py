@@ -112,7 +112,7 @@ def _collector(bench: Bench, load: Load) -> Iterator[str]:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
-            time.sleep(0.02)
+            time.sleep(0.02)  # Between looks whether it listens yet.
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
