@@ -1,5 +1,6 @@
 """Fixtures for everyone: ONNX models made on the spot."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 pytest_plugins = ["tests.postgres"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell without job control has what it starts in the background ignore SIGINT, and its children would, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class OnnxModels:

@@ -17,7 +17,7 @@ from google.protobuf import json_format
 import forebay_client
 from forebay.v1 import inference_pb2, inference_service_pb2_grpc, job_service_pb2, job_service_pb2_grpc
 from forebay_client import Client, ForebayError, _errors, _tensors
-from tests.clients.conftest import AsyncSurface
+from tests.clients.surfaces import AsyncSurface
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]

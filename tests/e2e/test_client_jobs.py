@@ -16,7 +16,7 @@ import forebay_client
 from forebay_client import Client, JobState
 from forebay_server.cli import main
 from forebay_server.config.tree import BatchingConfig, ExposureConfig, JobsConfig
-from tests.clients.conftest import AsyncSurface, SyncSurface
+from tests.clients.surfaces import AsyncSurface, SyncSurface
 from tests.e2e.conftest import eventually, row, synthetic
 
 BOTH = pytest.mark.parametrize("via", ["jobs", "stream"])

@@ -4,29 +4,28 @@ A claimed job is a `Run`. It waits here until the dispatcher has a moment to dec
 turn, so that online requests are not kept), then in the scheduler on the job level; its request calls `succeeded` or
 `failed`, and the end is written to the store. The attempt was counted, durably, when the job was claimed.
 
-A run that has ended is kept until its end is in the store, however long that takes: then the job's end is visible, or
-the claim turns out to be lost, and the job runs again, here or elsewhere. If too many bytes of outcomes wait for the
-store, further jobs are given back instead.
+A run that has ended is kept until its end is in the store (`ends`): then the job's end is visible, or the claim turns
+out to be lost, and the job runs again, here or elsewhere.
 
 Used by the dispatcher alone.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
-from itertools import count as counter
 from math import inf
 from typing import Final, Protocol
 
 import structlog
 
-from forebay_server.errors import Draining, ForebayError, Internal, StoreFull, Unavailable
+from forebay_server.errors import Draining, ForebayError, Internal, Unavailable
 from forebay_server.jobs import claiming
 from forebay_server.jobs.claiming import Claiming
+from forebay_server.jobs.ends import Ends
 from forebay_server.jobs.failpoints import reach
 from forebay_server.jobs.keeper import Keeper
 from forebay_server.jobs.lives import Lives, Owner
-from forebay_server.jobs.pending import Pending, flow_of
+from forebay_server.jobs.pending import Pending
+from forebay_server.jobs.runs import Course, Run
 from forebay_server.jobs.states import JobState
 from forebay_server.jobs.store import Claim, Claimed, ClaimLost, Finish, Flow, Job, Release
 from forebay_server.jobs.verdicts import End, verdict
@@ -38,13 +37,13 @@ DECODE_SECONDS: Final = 0.0005
 """Time per turn for decoding what was claimed; at least one job is."""
 PACE_KEPT: Final = 0.1
 """Seconds for which a model's speed is not looked up again."""
+PACE_UNKNOWN: Final = 1.0
+"""Seconds after which a model is looked at again whose speed is not known yet."""
 LEARNING: Final = 0.2
 """The part by which a new observation moves what is known of round trips and rows per job."""
 PAUSE_FIRST: Final = 0.1
 PAUSE_MOST: Final = 30.0
 """Seconds for which a model is left alone that can't run jobs; doubled each time."""
-AGAIN: Final = 1.0
-"""Seconds before an end is written again for which the store had no room."""
 LEAST_BYTES: Final = 1 << 20
 """No claim is worth it for less room."""
 
@@ -54,7 +53,7 @@ _log = structlog.get_logger(__name__)
 class Decoder(Protocol):
     """Makes requests of payloads; implemented by the services, which know protobuf."""
 
-    def decode(self, payload: bytes, tenant: str, deadline: float, now: float, run: "Run") -> Request | bytes:
+    def decode(self, payload: bytes, tenant: str, deadline: float, now: float, run: Run) -> Request | bytes:
         """Makes a request of level JOB.
 
         Args:
@@ -70,63 +69,6 @@ class Decoder(Protocol):
         Raises:
             ForebayError: It can't be run.
         """
-
-
-class Run:
-    """A claimed job, on its way to its end."""
-
-    __slots__ = ("_runner", "claimed", "course", "ended", "job", "owner", "payload", "request", "version")
-
-    def __init__(
-        self, runner: "Runner", course: "Course", owner: Owner, job: Job, payload: bytes, claimed: float
-    ) -> None:
-        self._runner = runner
-        self.course = course
-        self.owner = owner
-        self.job = job
-        self.payload = payload
-        self.claimed = claimed
-        """When it was, monotonic seconds."""
-        self.request: Request | None = None
-        """Once it is in the scheduler."""
-        self.ended = False
-        """It has its end here; the store may not know."""
-        self.version = 0
-        """The model version that ran."""
-
-    @property
-    def alone(self) -> bool:
-        """Whether it must not share a batch."""
-        return flow_of(self.job).suspect
-
-    def succeeded(self, response: bytes, version: int) -> None:
-        """It has its result: a serialized `PredictResponse`."""
-        self._runner.succeeded(self, response, version)
-
-    def failed(self, error: ForebayError) -> None:
-        """It has no result."""
-        self._runner.failed(self, error)
-
-
-class Course:
-    """What is claimed of one model."""
-
-    __slots__ = ("asked", "held", "model", "pace", "pace_at", "pause", "resume_at", "rows_per_job", "served")
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-        self.served = True
-        self.held = 0
-        """Jobs that are claimed and have not ended."""
-        self.asked = 0
-        """Jobs that claims on their way may bring."""
-        self.rows_per_job = 1.0
-        self.pause = 0.0
-        """Seconds of the last pause; 0 after a success."""
-        self.resume_at = 0.0
-        """Nothing is claimed before."""
-        self.pace: Pace | None = None
-        self.pace_at = -inf
 
 
 class Runner:
@@ -145,9 +87,6 @@ class Runner:
         unsure: Told of a job that is no longer ours: somebody else has changed it.
         count: Called when `pending` is not to be trusted.
         clock: Monotonic seconds.
-
-    Attributes:
-        due: When `tick` wants to be called.
     """
 
     def __init__(
@@ -173,6 +112,7 @@ class Runner:
         self._max_attempts = max_attempts
         self._max_bytes = max_bytes
         self._encode_error = encode_error
+        self._ends = Ends(keeper, most_bytes=max_bytes, encode_error=encode_error, ended=self._ended, clock=clock)
         self._tell = tell
         self._unsure = unsure
         self._count = count
@@ -183,19 +123,15 @@ class Runner:
         self._runs: dict[str, Run] = {}
         """By job id, until the store knows their end."""
         self._undecoded: deque[Run] = deque()
-        self._again: list[tuple[float, int, Run, Finish | Release]] = []
-        """Ends that the store could not take, by when to try again."""
-        self._serial = counter()
         self._in_flight = 0
         """`held` and `asked` of all courses."""
         self._claims = 0
         self._bytes = 0
-        """Payloads of what has not ended, outcomes of what has, and what claims on their way may bring."""
-        self._outcome_bytes = 0
+        """Payloads of what has not ended, and what claims on their way may bring."""
         self._round_trip = 0.0
         self._plan_at = 0.0
         self._draining = False
-        self.due = 0.0
+        self._due = 0.0
 
     # --- For the desk ---------------------------------------------------------------------------------------------
 
@@ -218,7 +154,7 @@ class Runner:
     def look(self) -> None:
         """There may be something to claim."""
         self._plan_at = 0.0
-        self.due = 0.0
+        self._due = 0.0
 
     def ended_elsewhere(self, job: Job) -> bool:
         """A job was cancelled, or has expired: if it is in flight here it is dropped. Whether it was."""
@@ -267,22 +203,22 @@ class Runner:
             return None
         return (jobs + course.held) * course.rows_per_job * pace.row_seconds / pace.instances
 
+    @property
+    def due(self) -> float:
+        """When `tick` wants to be called."""
+        return min(self._due, self._ends.due)
+
     def tick(self, now: float) -> None:
         """Decodes, claims, renews, tries again: what is due, and no more of it than the turn allows."""
         if self._lives.due <= now:
             self._lives.tick(now)
-        again = self._again
-        while again and again[0][0] <= now:
-            _, _, run, operation = heappop(again)
-            self._write(run, operation)
+        if self._ends.due <= now:
+            self._ends.tick(now)
         if self._undecoded:
             self._decode(now)
         if self._plan_at <= now:
             self._plan_at = self._claim(now)
-        due = min(self._lives.due, self._plan_at)
-        if again:
-            due = min(due, again[0][0])
-        self.due = 0.0 if self._undecoded else due
+        self._due = 0.0 if self._undecoded else min(self._lives.due, self._plan_at)
 
     # --- Claims ---------------------------------------------------------------------------------------------------
 
@@ -303,8 +239,9 @@ class Runner:
             if flows:
                 room[model] = free
                 waiting[model] = flows
-        left = self._max_bytes - self._bytes
-        if not room or (left < LEAST_BYTES and self._bytes):
+        held = self._bytes + self._ends.nbytes
+        left = self._max_bytes - held
+        if not room or (left < LEAST_BYTES and held):
             return again  # The next end makes room.
         amounts = self._claiming.choose(waiting, room, in_flight=self._in_flight, now=now)
         each = max(1, left // max(1, len(amounts)))
@@ -320,7 +257,7 @@ class Runner:
             return 0, course.resume_at
         pace = self._pace(course, now)
         if pace is None:
-            return 0, now + AGAIN
+            return 0, now + PACE_UNKNOWN
         wanted = claiming.wanted(pace, self._round_trip, course.rows_per_job)
         return claiming.room(wanted, course.held + course.asked), inf
 
@@ -463,18 +400,12 @@ class Runner:
 
     def _finish(self, run: Run, state: JobState, outcome: bytes, version: int) -> None:
         reach("execute.done")
-        job = run.job
         self._end(run)
-        if self._outcome_bytes + len(outcome) > self._max_bytes and not self._keeper.healthy:
-            self._write(run, Release(job.id, run.owner.name, job.attempt, 0.0, refund=False))
-            return
-        self._bytes += len(outcome)
-        self._outcome_bytes += len(outcome)
-        self._write(run, Finish(job.id, run.owner.name, job.attempt, state, outcome, version))
+        self._ends.finish(run, state, outcome, version)
 
     def _release(self, run: Run, delay: float, *, refund: bool) -> None:
         self._end(run)
-        self._write(run, Release(run.job.id, run.owner.name, run.job.attempt, delay, refund))
+        self._ends.release(run, delay, refund=refund)
 
     def _end(self, run: Run) -> None:
         """A run needs no engine any more."""
@@ -510,19 +441,8 @@ class Runner:
                 self._drop(run)
         self._count()
 
-    # --- Ends -----------------------------------------------------------------------------------------------------
-
-    def _write(self, run: Run, operation: Finish | Release) -> None:
-        self._keeper.do(operation, lambda outcome: self._written(run, operation, outcome))
-
-    def _written(self, run: Run, operation: Finish | Release, outcome: Job | Exception) -> None:
-        """The store has taken an end, or not."""
-        finish = isinstance(operation, Finish)
-        reach("finish.committed" if finish else "release.committed")
-        if isinstance(outcome, ForebayError):
-            self._not_written(run, operation, outcome)
-            return
-        self._settle(operation)
+    def _ended(self, run: Run, operation: Finish | Release, outcome: Job | Exception | None) -> None:
+        """The store knows a run's end, or will never know it."""
         self._forget(run)
         self.look()
         if isinstance(outcome, Job):
@@ -531,31 +451,6 @@ class Runner:
             self._tell(outcome, operation.outcome if isinstance(operation, Finish) else None)
         elif isinstance(outcome, ClaimLost):
             self._unsure(run.job)
-
-    def _not_written(self, run: Run, operation: Finish | Release, error: ForebayError) -> None:
-        """Tries again: the claim lives as long as this process, so nobody else can give the job its end."""
-        if run.owner.ended:
-            self._settle(operation)
-            self._forget(run)
-            return
-        if isinstance(operation, Finish) and operation.state is JobState.SUCCEEDED and isinstance(error, Internal):
-            # The store can't hold this outcome.
-            self._settle(operation)
-            outcome = self._encode_error(error)
-            self._bytes += len(outcome)
-            self._outcome_bytes += len(outcome)
-            operation = Finish(operation.id, operation.owner, operation.attempt, JobState.FAILED, outcome, run.version)
-        if not isinstance(error, StoreFull):
-            _log.warning("job_end_not_written", job=run.job.id, error=error.message)
-        at = self._clock() + AGAIN
-        heappush(self._again, (at, next(self._serial), run, operation))
-        self.due = min(self.due, at)
-
-    def _settle(self, operation: Finish | Release) -> None:
-        """An outcome is no longer held."""
-        if isinstance(operation, Finish):
-            self._bytes -= len(operation.outcome)
-            self._outcome_bytes -= len(operation.outcome)
 
     def _internal(self, fault: Exception, job: Job) -> Internal:
         error = Internal()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from forebay_server.cli import main
-from tests.clients.conftest import Running
+from tests.clients.service import Running
 
 
 class Ended(NamedTuple):
@@ -32,7 +32,7 @@ def forebay(capsys, monkeypatch):
 
 @pytest.fixture
 def server():
-    """A small real server; tests/clients/conftest.py tells what its models do."""
+    """A small real server; tests/clients/service.py tells what its models do."""
     running = Running()
     yield running
     running.stop()

@@ -15,8 +15,8 @@ import pytest
 
 from forebay_server.cli.batch import _digest
 from forebay_server.cli.journal import Chunk, Journal
-from tests.clients.conftest import REJECTED
 from tests.clients.job_service import QUEUE_FULL, UNAVAILABLE
+from tests.clients.service import REJECTED
 
 BOTH = pytest.mark.parametrize("via", ["jobs", "stream"])
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from forebay.v1 import job_pb2
-from tests.clients.conftest import Running
 from tests.clients.job_service import KEY_REUSED, QUEUE_FULL
+from tests.clients.service import Running
 
 PENDING, RUNNING = job_pb2.JOB_STATE_PENDING, job_pb2.JOB_STATE_RUNNING
 

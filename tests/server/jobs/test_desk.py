@@ -353,7 +353,7 @@ def test_a_store_that_is_full_takes_the_outcome_later(host):
     server.until(lambda: server.decoded and server.core.figures(server.key).running_batches)
     server.store.fault = StoreFull("full", retry_after=1.0)
     server.engine.release()
-    server.until(lambda: server.desk._runner._again)
+    server.until(lambda: server.desk._runner._ends._again)
     server.store.fault = None
     assert server.wait(job).outcome == payload(13)
     assert len(server.decoded) == 1
