@@ -141,9 +141,11 @@ def flat(store: Store, path: str, jobs: int, new: Iterator[Submit], outcome: byt
     part = max(FEW, jobs // 20)
     for finished, name in ((FEW, "few"), (jobs, "many")):
         while done < finished:
-            more = min(part, finished - done)
+            # The last `FEW` are a part of their own: a rate depends on how many jobs wait, too.
+            left = finished - done - FEW
+            more = min(part, left) if left > 0 else FEW
             fill(store, more, new)
-            told[f"drain_{name}_per_s"] = work_off(store, outcome)[1]  # The last part's.
+            told[f"drain_{name}_per_s"] = work_off(store, outcome)[1]
             done += more
             print(f"{done:,} of {jobs:,} jobs finished", file=sys.stderr, flush=True)
         told[f"bytes_per_job_{name}"] = size(path) / done
