@@ -143,7 +143,7 @@ def flat(store: Store, path: str, jobs: int, new: Iterator[Submit], outcome: byt
         while done < finished:
             # The last `FEW` are a part of their own: a rate depends on how many jobs wait, too.
             left = finished - done - FEW
-            more = min(part, left) if left > 0 else FEW
+            more = min(part, left) if left > 0 else finished - done
             fill(store, more, new)
             told[f"drain_{name}_per_s"] = work_off(store, outcome)[1]
             done += more
