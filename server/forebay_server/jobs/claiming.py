@@ -29,6 +29,8 @@ from forebay_server.scheduling.request import PRIORITY_WEIGHTS
 BATCHES: Final = 2
 MOST_JOBS: Final = 2048
 """Jobs of one model that are in flight here at most."""
+MOST_AT_ONCE: Final = 128
+"""Jobs in one claim; what a claim brings is taken up in one go, and keeps the dispatcher from answering meanwhile."""
 SUSPECT_PAUSE: Final = 1.0
 """Seconds."""
 _TAGS_KEPT: Final = 1024
@@ -53,6 +55,12 @@ def room(wanted: int, in_flight: int) -> int:
     """How many jobs to claim now; 0 until a quarter is missing, because a few at a time cost the store most."""
     missing = wanted - in_flight
     return missing if missing * 4 >= wanted else 0
+
+
+def pieces(jobs: int) -> list[int]:
+    """Such an amount as claims, as few as possible and about as large as each other."""
+    claims = -(-jobs // MOST_AT_ONCE)
+    return [jobs * (number + 1) // claims - jobs * number // claims for number in range(claims)]
 
 
 class Claiming:

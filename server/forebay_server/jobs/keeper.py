@@ -50,6 +50,8 @@ LAST_PAUSE: Final = 1.0
 """Seconds between attempts at a store that does not answer; doubled from the one to the other."""
 RETRY_AFTER: Final = 1.0
 """Seconds after which a caller may come again who met a full queue."""
+TURN_SECONDS: Final = 0.0002
+"""For outcomes, in a turn of the dispatcher."""
 GROUP_BYTES: Final = 16 << 20
 """A group is closed once it carries so much, so that it never takes long."""
 OPEN_PATIENCE: Final = 120.0
@@ -145,6 +147,8 @@ class Keeper:
         self._opened = threading.Event()
         self._fault: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name="forebay-store", daemon=True)
+        self._served: deque[tuple[_Ticket, Outcome]] = deque()
+        """What the thread has brought and the dispatcher has not told yet."""
         self.healthy = True
         self.due = inf
         self.events = new_events()
@@ -180,9 +184,8 @@ class Keeper:
             ticket = _Ticket(operation, done, due, nbytes)
             self._waiting += 1
             self._bytes += nbytes
-            if not self._timed:
-                self.due = due
             self._timed.append(ticket)
+            self.due = min(self.due, due)
         else:
             ticket = _Ticket(operation, done, inf, nbytes)
         self._queue.append(ticket)
@@ -193,7 +196,12 @@ class Keeper:
             self._fail_rest()
 
     def tick(self, now: float) -> float:
-        """Fails what callers have waited for too long; returns when to be called again, at the latest."""
+        """Hands over outcomes, as many as a turn allows, and fails what callers have waited for too long.
+
+        Returns when to be called again, at the latest.
+        """
+        if self._served:
+            self._hand_over()
         timed = self._timed
         while timed:
             ticket = timed[0]
@@ -204,7 +212,7 @@ class Keeper:
                 self._woken.set()  # If it sleeps after all, it finds out that the store is well.
                 self._told(ticket, StoreUnavailable(_LATE))
             timed.popleft()
-        self.due = timed[0].due if timed else inf
+        self._set_due()
         return self.due
 
     def on_their_way(self) -> int:
@@ -229,12 +237,28 @@ class Keeper:
             except Exception:  # noqa: BLE001 - one operation's fault must not cost the others their outcomes
                 _log.exception("outcome_not_handed_over", operation=type(ticket.operation).__name__)
 
-    def _tell(self, group: list[_Ticket], outcomes: list[Outcome]) -> None:
-        for ticket, outcome in zip(group, outcomes, strict=True):
-            self._told(ticket, outcome)
+    def _take_up(self, group: list[_Ticket], outcomes: list[Outcome]) -> None:
+        """The thread has served a group."""
+        waiting = bool(self._served)
+        self._served.extend(zip(group, outcomes, strict=True))
+        if not waiting:  # Else this turn hands over as much as it may already.
+            self._hand_over()
+            self._set_due()
+
+    def _hand_over(self) -> None:
+        """Tells outcomes, in their order, for no longer than is good for those who wait for other things."""
+        served = self._served
+        until = inf if self._ended else self._clock() + TURN_SECONDS  # At the end perhaps nobody calls `tick` again.
+        while served:
+            self._told(*served.popleft())
+            if self._clock() >= until:
+                break
         timed = self._timed
         while timed and timed[0].settled:
             timed.popleft()
+
+    def _set_due(self) -> None:
+        self.due = 0.0 if self._served else self._timed[0].due if self._timed else inf
 
     def _announce_recovery(self) -> None:
         for recovered in self._recovered:
@@ -441,7 +465,7 @@ class Keeper:
             group = [ticket for ticket, _ in pairs]
             outcomes = [outcome for _, outcome in pairs]
         if group:
-            self.post(lambda: self._tell(group, outcomes))
+            self.post(lambda: self._take_up(group, outcomes))
 
 
 def _size(operation: Operation) -> int:

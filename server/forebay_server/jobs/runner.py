@@ -33,7 +33,7 @@ from forebay_server.scheduling.core import Pace
 from forebay_server.scheduling.request import Request, State
 from forebay_server.scheduling.runner import Runner as Scheduler
 
-DECODE_SECONDS: Final = 0.0005
+DECODE_SECONDS: Final = 0.0002
 """Time per turn for decoding what was claimed; at least one job is."""
 PACE_KEPT: Final = 0.1
 """Seconds for which a model's speed is not looked up again."""
@@ -244,8 +244,9 @@ class Runner:
         if not room or (left < LEAST_BYTES and held):
             return again  # The next end makes room.
         amounts = self._claiming.choose(waiting, room, in_flight=self._in_flight, now=now)
-        each = max(1, left // max(1, len(amounts)))
-        for flow, jobs in amounts:
+        claims = [(flow, jobs) for flow, amount in amounts for jobs in claiming.pieces(amount)]
+        each = max(1, left // max(1, len(claims)))
+        for flow, jobs in claims:
             self._ask(owner, flow, jobs, each, now)
         if self._claiming.suspects_at > now:
             again = min(again, self._claiming.suspects_at)

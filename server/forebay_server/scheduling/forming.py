@@ -10,7 +10,8 @@
 4. A request that could not meet its deadline even alone is expired, not run. So is, while more than a full batch waits,
    one that would make the batch so small that the engine is wasted, and one whose batch must not take a little longer
    than predicted: another will be in time for certain.
-5. Slots between the batch and the size that it is padded to are free: jobs get them.
+5. Slots between the batch and the size that it is padded to are free: jobs get them. While online requests come, a
+   batch of jobs alone is no larger than its throughput needs (`Lane.job_cap`): who comes then waits for it.
 6. With a delay, a lane that is not full yet is left until its oldest request has waited that long, and not if that
    would cost a deadline.
 
@@ -38,6 +39,8 @@ MARGIN_GRAIN = 0.001
 """Seconds added to both waits before they are compared: what is shorter than a turn of the dispatcher says nothing."""
 DEAR = 0.9
 """With a backlog no deadline may cost more than a tenth of the throughput."""
+RECENT = 1.0
+"""Seconds for which a batch of online requests says that more will come."""
 DELAY_SLACK = 0.001
 """Seconds that a delayed batch starts before it would cost a deadline."""
 
@@ -116,7 +119,12 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
     policy = model.policy
     tier = lane.tiers[level]
     parts: list[Part] = []
-    rows, full = _fill(books, tier, parts, 0, lane.cap, now)
+    cap = lane.cap
+    if level is Level.ONLINE:
+        books.online_at = now
+    elif now - books.online_at < RECENT:
+        cap = _job_cap(lane, tier)
+    rows, full = _fill(books, tier, parts, 0, cap, now)
     if not rows:
         return None
     padded = policy.padded(rows)
@@ -134,6 +142,13 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
     if full:
         reason = Reason.FULL
     return start(slot, Batch(slot.number, lane, parts, rows, padded, reason, predicted or None, now))
+
+
+def _job_cap(lane: Lane, tier: Tier) -> int:
+    """The most rows in a batch of jobs that online requests may have to wait for."""
+    queue = tier.first()
+    head = None if queue is None else queue.head()
+    return lane.job_cap if head is None else min(lane.cap, max(lane.job_cap, head.rows))
 
 
 def _apart(parts: list[Part], now: float) -> bool:

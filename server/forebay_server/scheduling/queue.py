@@ -254,6 +254,7 @@ class Lane:
         "cap_seconds",
         "dropped",
         "good",
+        "job_cap",
         "key",
         "memory_cap",
         "model",
@@ -277,7 +278,9 @@ class Lane:
         """Batches since the last change of `memory_cap`."""
         self.batches = 0
         self.cap = 1
-        """The most rows in a batch now. This and the next three are worked out by `state.reckon`."""
+        """The most rows in a batch now. This and the next four are worked out by `state.reckon`."""
+        self.job_cap = 1
+        """The most rows in a batch of jobs while online requests come, too."""
         self.cap_seconds = 0.0
         """Predicted seconds of such a batch; 0 if unknown."""
         self.one_seconds = 0.0

@@ -32,6 +32,12 @@ UNKNOWN_ROW_COST = 1e-3
 """Seconds per row of a bucket without costs."""
 _SWEEP_AT = 256
 
+JOBS_WITHIN = 0.9
+"""Of the most jobs per second: what is left of it while online requests come, because each waits for the batch of jobs
+that runs."""
+JOB_HANDLING = 8e-6
+"""Seconds that the dispatcher spends on a job besides its batch (measured); it answers nobody meanwhile."""
+
 
 class Slot:
     """An instance, as the core sees it."""
@@ -130,6 +136,7 @@ class Books:
         "health",
         "held_bytes",
         "models",
+        "online_at",
         "policy",
         "random",
         "slots",
@@ -147,6 +154,8 @@ class Books:
         self.held_bytes = 0
         self.external_bytes = 0
         self.draining = False
+        self.online_at = -inf
+        """When the last batch of online requests was formed."""
         self.alarms: list[tuple[float, int, Queue]] = []
         """When to look for expired requests in which queue; see `arm`."""
         self.alarms_most = _SWEEP_AT
@@ -307,6 +316,7 @@ def reckon(lane: Lane) -> None:
     if lane.memory_cap:
         best = min(best, lane.memory_cap)
     lane.cap = cap = policy.limit(best)
+    lane.job_cap = policy.limit(costs.best_size(bucket, cap, within=JOBS_WITHIN, per_row=JOB_HANDLING))
     seconds = costs.predict(bucket, policy.padded(cap))
     if seconds is None:
         lane.cap_seconds = lane.one_seconds = 0.0

@@ -237,8 +237,10 @@ class Host:
         self.desk.close()
         self.runner.close(1.0)
         assert self.keeper.close(5.0)
-        while self.posted:
-            self.posted.popleft()()
+        while self.posted or not self.keeper.due:
+            while self.posted:
+                self.posted.popleft()()
+            self.keeper.tick(time.monotonic())
 
 
 @pytest.fixture

@@ -37,6 +37,14 @@ def test_claims_are_not_made_for_a_few():
     assert module.room(1, 0) == 1
 
 
+@pytest.mark.parametrize(
+    ("jobs", "claims"), [(1, [1]), (128, [128]), (129, [64, 65]), (300, [100, 100, 100]), (2048, [128] * 16)]
+)
+def test_large_amounts_are_several_claims(jobs, claims):
+    """Each about as large as the others, and none too large."""
+    assert module.pieces(jobs) == claims
+
+
 def test_shares_go_by_the_weight_of_the_priority():
     """HIGH 8, NORMAL 2, LOW 1; tenants of one priority the same."""
     claiming = Claiming()

@@ -1,5 +1,6 @@
 """The store's thread: groups, what happens when the store is full, away or slow, and that each is told exactly once."""
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -7,7 +8,7 @@ from collections import deque
 import pytest
 
 from forebay_server.errors import ConfigError, Internal, QueueFull, StoreFull, StoreUnavailable
-from forebay_server.jobs.keeper import Keeper
+from forebay_server.jobs.keeper import TURN_SECONDS, Keeper
 from forebay_server.jobs.store import Backlog, Claim, Finish, Flow, Get, Purge, Submit
 
 FLOW = Flow("m", "t", 2, False)
@@ -74,8 +75,11 @@ class Rig:
 
     def pump(self):
         self.woken.clear()
-        while self.posted:
-            self.posted.popleft()()
+        while self.posted or not self.keeper.due:
+            while self.posted:
+                self.posted.popleft()()
+            if not self.keeper.due:
+                self.keeper.tick(time.monotonic())
 
     def until(self, condition):
         end = time.monotonic() + 10
@@ -346,3 +350,25 @@ def _raise(fault):
         raise fault
 
     return act
+
+
+def test_outcomes_are_told_over_several_turns(rig):
+    """As many as a turn allows, at least one, in their order; nothing else is due until all are told."""
+    times = itertools.count()
+    rig = rig(clock=lambda: next(times) * 2 * TURN_SECONDS)
+    rig.store.gate.clear()
+    rig.do(Get("first", "t"))
+    assert rig.store.entered.wait(5)
+    for name in "abc":
+        rig.do(Get(name, "t"))
+    rig.store.gate.set()
+    while len(rig.posted) < 2:  # the group of the first, and that of the others
+        rig.woken.wait(0.01)
+    while rig.posted:
+        rig.posted.popleft()()
+    assert [name for name, _ in rig.told] == ["first", "a"]
+    assert rig.keeper.due == 0.0
+    assert rig.keeper.tick(0.0) == 0.0
+    assert [name for name, _ in rig.told] == ["first", "a", "b"]
+    assert rig.keeper.tick(0.0) == float("inf")
+    assert [name for name, _ in rig.told] == ["first", "a", "b", "c"]

@@ -6,6 +6,7 @@ import pytest
 
 from forebay_server.errors import DeadlineExpired
 from forebay_server.scheduling.bisection import Succeeded
+from forebay_server.scheduling.forming import RECENT
 from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.scheduling.request import Level, Priority, Reason, State
@@ -366,6 +367,40 @@ def test_without_padding_no_job_rides_along(world, forever):
     job = w.admit(level=Level.JOB, deadline=forever)
     online = w.admit(bucket=OTHER_BUCKET)
     assert w.run() == [[online], [job]]
+
+
+def test_a_batch_of_jobs_is_small_while_online_requests_come(world, forever):
+    """Where rows gain little from company: who comes next waits for one row. After a second without, as ever."""
+    w = world(base=0.0001, row=0.002)
+    jobs = [w.admit(level=Level.JOB, deadline=forever) for _ in range(20)]
+    batch = w.take()
+    assert requests_of(batch) == jobs[:8]
+    w.finish(batch, 0.016)
+    online = w.admit(now=0.016)
+    batch = w.take(0.016)
+    assert requests_of(batch) == [online]
+    w.finish(batch, 0.018)
+    batch = w.take(0.018)
+    assert requests_of(batch) == jobs[8:9]
+    w.finish(batch, 0.020)
+    assert requests_of(w.take(0.016 + RECENT)) == jobs[9:17]
+
+
+def test_a_batch_of_jobs_stays_large_where_that_pays(world, forever):
+    """Of 10 ms and 1 ms a row the full batch is the cheapest by far."""
+    w = world()
+    jobs = [w.admit(level=Level.JOB, deadline=forever) for _ in range(8)]
+    online = w.admit()
+    assert w.run() == [[online], jobs]
+
+
+def test_a_large_job_runs_whole_beside_online_requests(world, forever):
+    """It is not cut below the usual cap, and those behind it wait for the next batch."""
+    w = world(base=0.0001, row=0.002)
+    online = w.admit()
+    large = w.admit(5, level=Level.JOB, deadline=forever)
+    small = w.admit(level=Level.JOB, deadline=forever)
+    assert w.run() == [[online], [large], [small]]
 
 
 def test_a_delay_waits_for_company_until_the_oldest_has_waited_that_long(world):

@@ -74,6 +74,13 @@ def test_the_best_size_is_the_smallest_near_the_highest_rate():
     assert costs.best_size(((9,),), 16) == 16
 
 
+def test_the_best_size_counts_what_rows_cost_elsewhere():
+    """With 10 ms a row beside the engine the rates are 50, 63, 71, 72 rows/s: less is gained by size."""
+    costs = CostModel([(BUCKET, 1, 0.010), (BUCKET, 2, 0.012), (BUCKET, 4, 0.016), (BUCKET, 8, 0.031)])
+    assert costs.best_size(BUCKET, 8, per_row=0.010) == 4
+    assert costs.best_size(BUCKET, 8, per_row=0.010, within=0.85) == 2
+
+
 def test_patience_is_30_s_then_ten_times_the_slowest():
     """Until 100 samples 30 s; then at least 5 s, and ten times the tail."""
     costs = CostModel([(BUCKET, 1, 0.4)])
