@@ -66,6 +66,30 @@ class Instance(Protocol):
         """Lets go of what the instance holds."""
 
 
+class OverlappingInstance(Instance, Protocol):
+    """An instance that takes the next batch while others are still on their way through it.
+
+    If its depth is over 1, then once it serves `stage` and `issue` are called by one thread, in turn for one batch
+    after the other, and `collect` by another one, for the batches in the order in which they were issued; `infer` is
+    then the loader's only. `close` comes when nothing is in flight and both threads have done with it.
+    """
+
+    depth: int
+    """The most batches that may be issued and not collected; 1: `infer` alone is called."""
+    device: str
+    """Where it runs, as `Engine.device` says it; the instances of an engine may be spread over several."""
+
+    def issue(self, batch: EngineBatch) -> object:
+        """Starts a batch and does not wait for it. Raises as `infer` does; then nothing is to be collected.
+
+        Returns:
+            What `collect` is to be given. Until that has returned, the arrays of the batch stay as they are.
+        """
+
+    def collect(self, ticket: object) -> Sequence[Array]:
+        """Waits for a batch. Returns and raises as `infer` does."""
+
+
 class Engine(Protocol):
     """One loaded model."""
 
@@ -151,27 +175,3 @@ class EngineDead(Exception):
     def __init__(self, message: str = "", device: str = "") -> None:
         super().__init__(message)
         self.device = device
-
-
-class OverlappingInstance(Instance, Protocol):
-    """An instance that takes the next batch while others are still on their way through it.
-
-    `stage` and `issue` are called by one thread, for a batch at a time and in turn; `collect` by another one, for each
-    batch in the order in which they were issued. From the first `issue` on `infer` is not called any more. `close` comes
-    when nothing is in flight and both threads have done with it.
-    """
-
-    depth: int
-    """The most batches that may be issued and not collected."""
-    device: str
-    """Where it runs, as `Engine.device` says it; the instances of an engine may be spread over several."""
-
-    def issue(self, batch: EngineBatch) -> object:
-        """Starts a batch and does not wait for it. Raises as `infer` does; then nothing is to be collected.
-
-        Returns:
-            What `collect` is to be given. Until that has returned, the arrays of the batch stay as they are.
-        """
-
-    def collect(self, ticket: object) -> Sequence[Array]:
-        """Waits for a batch. Returns and raises as `infer` does."""
