@@ -212,9 +212,7 @@ class Computation(Protocol):
             RejectInput: It can't run such shapes (no profile holds them, ...).
         """
 
-    def enqueue(
-        self, inputs: Sequence[int], shapes: Sequence[Shape], outputs: Sequence[int], stream: Stream
-    ) -> None:
+    def enqueue(self, inputs: Sequence[int], shapes: Sequence[Shape], outputs: Sequence[int], stream: Stream) -> None:
         """Enqueues one run on `stream`, and nothing elsewhere that `stream` does not wait for.
 
         Nothing is synchronised, and after the first run of some shapes nothing allocated.
