@@ -14,6 +14,10 @@
 6. With a delay, a lane that is not full yet is left until its oldest request has waited that long, and not if that
    would cost a deadline.
 
+7. An instance of some depth gets a batch behind the one that it runs: at once if that will be full, else when the one
+   that runs is nearly done (`state.EARLY`), because until then it may still grow and can't begin. Deadlines and waits
+   count from when it should begin.
+
 A tenant that is kept apart (`shares.Tenant.strike`) has batches of its own.
 """
 
@@ -43,9 +47,14 @@ DELAY_SLACK = 0.001
 
 
 def next_batch(books: Books, slot: Slot, now: float) -> Batch | None:
-    """The batch that an idle, usable instance runs now; None if there is none."""
+    """The batch that an idle, usable instance runs now, or one with room next; None if there is none."""
     model = slot.model
-    if slot.batch is not None or slot.stuck or slot.dead:
+    full_only = False
+    if slot.batch is not None:
+        if slot.depth == 1 or not slot.has_room():
+            return None
+        full_only = now < slot.joins_at()
+    if slot.stuck or slot.dead:
         return None
     while model.reruns:
         again = rerun(books, slot, now)
@@ -58,6 +67,8 @@ def next_batch(books: Books, slot: Slot, now: float) -> Batch | None:
             if chosen is None:
                 break
             lane, reason = chosen
+            if full_only and lane.tiers[level].rows < lane.cap:
+                return None
             batch = _form(books, slot, lane, level, reason, now)
             if batch is not None:
                 return batch
@@ -116,15 +127,16 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
     policy = model.policy
     tier = lane.tiers[level]
     parts: list[Part] = []
-    rows, full = _fill(books, tier, parts, 0, lane.cap, now)
+    begins = now if slot.batch is None else max(now, slot.until)
+    rows, full = _fill(books, tier, parts, 0, lane.cap, now, begins)
     if not rows:
         return None
     padded = policy.padded(rows)
     if padded > rows and level is Level.ONLINE and lane.tiers[Level.JOB].rows and not _apart(parts, now):
-        rows, _ = _fill(books, lane.tiers[Level.JOB], parts, rows, padded, now)
+        rows, _ = _fill(books, lane.tiers[Level.JOB], parts, rows, padded, now, begins)
     if level is Level.ONLINE:  # How long jobs wait for a gap says nothing of the others.
         first = parts[0].request
-        ratio = (now - first.arrival + MARGIN_GRAIN) / (first.expected + MARGIN_GRAIN)
+        ratio = (begins - first.arrival + MARGIN_GRAIN) / (first.expected + MARGIN_GRAIN)
         excess = min(ratio - model.margin, EXCESS_MOST)
         margin = model.margin + excess * (MARGIN_RISE if excess > 0.0 else MARGIN_FALL)
         model.margin = min(max(margin, 1.0), MARGIN_MOST)
@@ -157,8 +169,10 @@ def _look_again(tier: Tier, cap: int) -> None:
     tier.tightest = min((request.deadline for request in left), default=inf)
 
 
-def _fill(books: Books, tier: Tier, parts: list[Part], rows: int, cap: int, now: float) -> tuple[int, bool]:
-    """Takes requests from a tier into `parts` until there are `cap` rows.
+def _fill(
+    books: Books, tier: Tier, parts: list[Part], rows: int, cap: int, now: float, begins: float
+) -> tuple[int, bool]:
+    """Takes requests from a tier into `parts` until there are `cap` rows, for a batch that begins at an instant.
 
     Returns:
         The rows of the batch, and whether it is as full as it may be.
@@ -178,7 +192,7 @@ def _fill(books: Books, tier: Tier, parts: list[Part], rows: int, cap: int, now:
             until = inf
         else:
             until = heap[1][0] if len(heap) == 2 or heap[1][0] <= heap[2][0] else heap[2][0]
-        rows, cap, full = _serve(books, queue, parts, rows, cap, until, now)
+        rows, cap, full = _serve(books, queue, parts, rows, cap, until, now, begins)
         if apart and rows:
             full = full or rows >= cap
             break
@@ -188,7 +202,7 @@ def _fill(books: Books, tier: Tier, parts: list[Part], rows: int, cap: int, now:
 
 
 def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per step would be felt
-    books: Books, queue: Queue, parts: list[Part], rows: int, cap: int, until: float, now: float
+    books: Books, queue: Queue, parts: list[Part], rows: int, cap: int, until: float, now: float, begins: float
 ) -> tuple[int, int, bool]:
     """Takes requests from one queue until its flow's tag is over `until`.
 
@@ -204,7 +218,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
     per_row = row_cost / share.weight
     tag = virtual = share.tag
     noise = NOISE if tier_rows > lane.cap else 1.0
-    safe = now + noise * (lane.cap_seconds if cap == lane.cap else seconds_of(lane, cap))
+    safe = begins + noise * (lane.cap_seconds if cap == lane.cap else seconds_of(lane, cap))
     full = False
     taken = 0
     waiting_cost = 0.0
@@ -224,7 +238,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
             break
         n = request.rows
         if request.deadline < safe:
-            fits = _fits(lane, request, min(cap, lane.cap), noise, now)
+            fits = _fits(lane, request, min(cap, lane.cap), noise, now, begins)
             if fits == 0 or (tier_rows >= lane.cap and _too_dear(queue, fits, min(cap, lane.cap), now)):
                 books.expire(request, now)
                 continue
@@ -233,7 +247,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
                 break
             if fits < cap:
                 cap = fits
-                safe = now + noise * seconds_of(lane, cap)
+                safe = begins + noise * seconds_of(lane, cap)
         if n > lane.cap or request.scheduled is not None:
             n, cost = _cut(queue, request, parts, cap - rows)
         elif rows + n > cap:
@@ -265,12 +279,12 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
     return rows, cap, full
 
 
-def _fits(lane: Lane, request: Request, cap: int, noise: float, now: float) -> int:
+def _fits(lane: Lane, request: Request, cap: int, noise: float, now: float, begins: float) -> int:
     """The largest batch of at most `cap` rows that meets a deadline; 0 if the request would miss it even alone.
 
     Batches are taken to need `noise` times what is predicted.
     """
-    left = (request.deadline - now) / noise
+    left = (request.deadline - begins) / noise
     if left <= 0.0:
         return 0
     least = min(request.rows, cap)
