@@ -407,8 +407,7 @@ class Core:
             if slot.batch is not None:
                 at = min(at, slot.stuck_at)
                 if slot.depth > 1 and model.rows and slot.has_room() and slot in model.usable:
-                    begins = slot.joins_at()
-                    at = min(at, begins if model.start_at == inf else max(begins, model.start_at))
+                    at = min(at, slot.look_at, model.start_at)
             elif model.start_at < at and slot in model.usable:
                 at = model.start_at
         return at

@@ -116,7 +116,7 @@ def _failed(batch: Batch, error: Exception, clock: Clock, log: Log) -> Outcome:
             log.warning("out of memory", model=model, rows=batch.padded_rows)
             outcome = NoMemory()
         case EngineDead():
-            log.exception("engine is dead", model=model, instance=batch.instance, device=error.device)
+            log.error("engine is dead", model=model, instance=batch.instance, device=error.device, exc_info=error)
             outcome = Died(error.device)
         case _:
             outcome = Faulted(_fault(batch, log))

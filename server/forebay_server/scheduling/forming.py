@@ -49,13 +49,13 @@ DELAY_SLACK = 0.001
 def next_batch(books: Books, slot: Slot, now: float) -> Batch | None:
     """The batch that an idle, usable instance runs now, or one with room next; None if there is none."""
     model = slot.model
+    if (slot.batch is not None and len(slot.behind) + 1 >= slot.depth) or slot.stuck or slot.dead:
+        return None
     full_only = False
     if slot.batch is not None:
-        if slot.depth == 1 or not slot.has_room():
-            return None
-        full_only = now < slot.joins_at()
-    if slot.stuck or slot.dead:
-        return None
+        joins_at = slot.joins_at()
+        full_only = now < joins_at
+        slot.look_at = joins_at if full_only else inf
     while model.reruns:
         again = rerun(books, slot, now)
         if again is not None:
@@ -63,12 +63,10 @@ def next_batch(books: Books, slot: Slot, now: float) -> Batch | None:
     model.start_at = inf
     for level in (Level.ONLINE, Level.JOB):
         while model.busy[level]:
-            chosen = _choose(books, model, level, now)
+            chosen = _choose(books, model, level, now, full_only=full_only)
             if chosen is None:
                 break
             lane, reason = chosen
-            if full_only and lane.tiers[level].rows < lane.cap:
-                return None
             batch = _form(books, slot, lane, level, reason, now)
             if batch is not None:
                 return batch
@@ -77,8 +75,8 @@ def next_batch(books: Books, slot: Slot, now: float) -> Batch | None:
     return None
 
 
-def _choose(books: Books, model: Model, level: Level, now: float) -> tuple[Lane, Reason] | None:
-    """The lane to serve, and why now; None if all that have something are being delayed."""
+def _choose(books: Books, model: Model, level: Level, now: float, *, full_only: bool) -> tuple[Lane, Reason] | None:
+    """The lane to serve, and why now; None if all that have something are being delayed, or it has to be full."""
     best: Lane | None = None
     best_reason = Reason.IDLE
     best_standing = (inf, inf)
@@ -102,7 +100,9 @@ def _choose(books: Books, model: Model, level: Level, now: float) -> tuple[Lane,
             best, best_reason, best_standing = lane, reason, standing
     for lane in empty:
         del busy[lane]
-    return None if best is None else (best, best_reason)
+    if best is None or (full_only and best.tiers[level].rows < best.cap):
+        return None
+    return best, best_reason
 
 
 def _ready(books: Books, model: Model, lane: Lane, tier: Tier, now: float) -> Reason | None:

@@ -34,8 +34,8 @@ _SWEEP_AT = 256
 
 
 EARLY = 0.25
-"""The part of its predicted time that a batch has still to go when one that is not full is put behind it: late enough to
-have most of what comes meanwhile in it, early enough to have it on the device in time."""
+"""The part of its predicted time that a batch has still to go when one that is not full is put behind it: late enough
+to have most of what comes meanwhile in it, early enough to have it on the device in time."""
 
 
 class Slot:
@@ -49,6 +49,7 @@ class Slot:
         "device",
         "freed",
         "inline",
+        "look_at",
         "model",
         "number",
         "stuck",
@@ -73,6 +74,8 @@ class Slot:
         """When all that it has should be done."""
         self.freed = 0.0
         """When it gave a batch back last, if it may have several: the next one was not begun before."""
+        self.look_at = inf
+        """When what waits may be put behind those that it has, though it is no full batch."""
         self.stuck_at = inf
         """When its first batch counts as stuck."""
         self.stuck = False
@@ -373,6 +376,7 @@ def start(slot: Slot, batch: Batch) -> Batch:
     """Notes that an instance has a batch, or one more."""
     if slot.batch is not None:
         slot.behind.append(batch)
+        slot.look_at = inf
         slot.until = max(slot.until, batch.dispatched) + (batch.predicted or 0.0)
         return batch
     slot.batch = batch
