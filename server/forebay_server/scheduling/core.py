@@ -425,7 +425,11 @@ class Core:
             if batch is None:
                 if now - model.confirmed < TRUST and not slot.dead:
                     return 0.0
-            elif batch.lane.tiers[Level.ONLINE].rows < batch.lane.cap or slot.has_room():
+            elif batch.lane.tiers[Level.ONLINE].rows < batch.lane.cap:
+                return 0.0
+            elif slot.depth == 1:
+                until = min(until, batch.dispatched + _NEAR_END * (slot.until - batch.dispatched))
+            elif slot.has_room():
                 return 0.0
             else:
                 ends = slot.until - sum(later.predicted or 0.0 for later in slot.behind)
