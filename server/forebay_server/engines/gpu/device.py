@@ -162,6 +162,16 @@ class Device(Protocol):
             EngineDead: It is lost.
         """
 
+    def check(self) -> None:
+        """Says what went wrong last in this thread, and whether the device is lost.
+
+        For what a library calls by itself, and only tells that it failed: it has run on this thread just before, and
+        what this raises is the reason. If this raises nothing, the device is not to blame.
+
+        Raises:
+            OutOfMemory, EngineDead, DeviceError: As of any call.
+        """
+
     def free_memory(self) -> tuple[int, int]:
         """Free and all bytes."""
 

@@ -1,5 +1,4 @@
-"""What an error code of the CUDA runtime means for us: too little memory, a lost device, a failed capture, or no more
-than a failed call.
+"""What an error code of the CUDA runtime means: too little memory, a lost device, a failed capture, or a failed call.
 
 A *sticky* error has left the process's context on the device in a state in which every further call answers with the
 same error, so that only a new process can use the device again. The runtime's reference says so of each code in

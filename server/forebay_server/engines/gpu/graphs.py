@@ -1,8 +1,8 @@
 """CUDA graphs of an instance: a batch whose shapes and addresses were captured at warm-up costs one launch.
 
 Captured is only at warm-up (`pipeline.GpuInstance` sees to that), after a run with the same shapes and addresses was
-waited for. What can't be captured runs plainly, for good: that is slower, not wrong. Batches are padded up to sizes that
-are captured by saying so in `Engine.batch_sizes`, for which `ladder` is meant.
+waited for. What can't be captured runs plainly, for good: that is slower, not wrong. Batches are padded up to sizes
+that are captured if the engine names these in `Engine.batch_sizes`, for which `ladder` is meant.
 
 Threads: as of the instance.
 """

@@ -82,7 +82,7 @@ class GpuInstance:
         self._turn = 0
 
     def reserve(self, shapes: Sequence[Shape]) -> None:
-        """Allocates what batches of up to such a size need. At load, the largest first: then there is one piece of each.
+        """Allocates what batches up to such a size need. At load, the largest first: then there is one piece of each.
 
         Raises:
             OutOfMemory: There is not so much.
@@ -250,8 +250,10 @@ class _Buffers:
 
 
 class _Plan:
-    """Where batches of some shapes lie in a set of buffers: inputs side by side in one piece, and outputs in another,
-    so that each way is one copy."""  # noqa: D205, D209  one sentence
+    """Where batches of some shapes lie in a set of buffers.
+
+    Inputs are side by side in one piece, and outputs in another, so each way is one copy.
+    """
 
     __slots__ = (
         "download_from",
