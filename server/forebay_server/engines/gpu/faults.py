@@ -5,7 +5,7 @@ same error, so that only a new process can use the device again. The runtime's r
 `STICKY` ("To continue using CUDA, the process must be terminated and relaunched"), or the hardware is at fault. Other
 codes may be sticky on some driver: whoever meets one asks the device once more (`cuda.CudaDevice`).
 
-Numbers, not the enumeration: it needs the package, and this table is read without it.
+Numbers and names of `cudaError_t`: the enumeration itself needs the package, and this is read without it.
 """
 
 from enum import Enum
@@ -28,31 +28,39 @@ class Kind(Enum):
 SUCCESS: Final = 0
 NOT_READY: Final = 600
 
-MEMORY: Final = frozenset({2})  # cudaErrorMemoryAllocation
+MEMORY: Final = {2: "cudaErrorMemoryAllocation"}
 
-STICKY: Final = frozenset(
-    {
-        214,  # cudaErrorECCUncorrectable
-        220,  # cudaErrorNvlinkUncorrectable
-        226,  # cudaErrorContained
-        700,  # cudaErrorIllegalAddress
-        702,  # cudaErrorLaunchTimeout
-        709,  # cudaErrorContextIsDestroyed
-        710,  # cudaErrorAssert
-        714,  # cudaErrorHardwareStackError
-        715,  # cudaErrorIllegalInstruction
-        716,  # cudaErrorMisalignedAddress
-        717,  # cudaErrorInvalidAddressSpace
-        718,  # cudaErrorInvalidPc
-        719,  # cudaErrorLaunchFailure
-        721,  # cudaErrorTensorMemoryLeak
-        810,  # cudaErrorMpsClientTerminated
-        911,  # cudaErrorExternalDevice
-        999,  # cudaErrorUnknown
-    }
-)
+STICKY: Final = {
+    214: "cudaErrorECCUncorrectable",
+    220: "cudaErrorNvlinkUncorrectable",
+    226: "cudaErrorContained",
+    700: "cudaErrorIllegalAddress",
+    702: "cudaErrorLaunchTimeout",
+    709: "cudaErrorContextIsDestroyed",
+    710: "cudaErrorAssert",
+    714: "cudaErrorHardwareStackError",
+    715: "cudaErrorIllegalInstruction",
+    716: "cudaErrorMisalignedAddress",
+    717: "cudaErrorInvalidAddressSpace",
+    718: "cudaErrorInvalidPc",
+    719: "cudaErrorLaunchFailure",
+    721: "cudaErrorTensorMemoryLeak",
+    810: "cudaErrorMpsClientTerminated",
+    911: "cudaErrorExternalDevice",
+    999: "cudaErrorUnknown",
+}
 
-CAPTURE: Final = frozenset(range(900, 909))  # cudaErrorStreamCaptureUnsupported to cudaErrorStreamCaptureWrongThread
+CAPTURE: Final = {
+    900: "cudaErrorStreamCaptureUnsupported",
+    901: "cudaErrorStreamCaptureInvalidated",
+    902: "cudaErrorStreamCaptureMerge",
+    903: "cudaErrorStreamCaptureUnmatched",
+    904: "cudaErrorStreamCaptureUnjoined",
+    905: "cudaErrorStreamCaptureIsolation",
+    906: "cudaErrorStreamCaptureImplicit",
+    907: "cudaErrorCapturedEvent",
+    908: "cudaErrorStreamCaptureWrongThread",
+}
 
 
 def kind_of(code: int) -> Kind:
