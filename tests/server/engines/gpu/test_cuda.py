@@ -1,9 +1,12 @@
-"""The port on the runtime: its calls, against a fake runtime with the names and answers of the real one, and against
-the real package as far as it goes without a driver."""  # noqa: D205, D209, D400  one sentence
+"""The port on the runtime: its calls, against a fake one with the names and answers of the real one.
+
+And against the real package, as far as that goes without a driver.
+"""
 
 import ast
 import enum
 import inspect
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +17,20 @@ from forebay_server.engines.gpu import cuda
 from forebay_server.engines.gpu.device import CaptureFailed, DeviceError, NoDevice
 
 HOST = np.zeros(4096, np.uint8)
+
+
+VALUES = {
+    "cudaGetDeviceCount": 2,
+    "cudaGetDeviceProperties": SimpleNamespace(name=b"A GPU\0\0", major=9, minor=0),
+    "cudaMemGetInfo": (3, 4),
+    "cudaStreamCreateWithFlags": 77,
+    "cudaEventCreateWithFlags": 88,
+    "cudaMalloc": 4096,
+    "cudaHostAlloc": HOST.ctypes.data,
+    "cudaEventElapsedTime": 2.5,
+    "cudaStreamEndCapture": "graph",
+    "cudaGraphInstantiate": "executable",
+}
 
 
 class Code(enum.IntEnum):
@@ -30,24 +47,10 @@ class Code(enum.IntEnum):
 class Runtime:
     """Answers as `cuda.bindings.runtime`: a tuple of the error and what the call gives."""
 
-    cudaError_t = Code
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down")
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
-
-    VALUES = {
-        "cudaGetDeviceCount": 2,
-        "cudaGetDeviceProperties": SimpleNamespace(name=b"A GPU\0\0", major=9, minor=0),
-        "cudaMemGetInfo": (3, 4),
-        "cudaStreamCreateWithFlags": 77,
-        "cudaEventCreateWithFlags": 88,
-        "cudaMalloc": 4096,
-        "cudaHostAlloc": HOST.ctypes.data,
-        "cudaEventElapsedTime": 2.5,
-        "cudaStreamEndCapture": "graph",
-        "cudaGraphInstantiate": "executable",
-    }
-
     def __init__(self):
+        self.cudaError_t = Code
+        self.cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down")
+        self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
         self.calls = []
         self.errors = {}  # by name, what the call answers once; of a list, one after the other
 
@@ -63,12 +66,12 @@ class Runtime:
                 return Code.OK, arguments[0].name.encode()
             if name == "cudaGetErrorString":
                 return Code.OK, b"said so"
-            value = self.VALUES.get(name)
+            value = VALUES.get(name)
             if error:
                 value = None
             if isinstance(value, tuple):
                 return (error, *value)
-            return (error, value) if name in self.VALUES else (error,)
+            return (error, value) if name in VALUES else (error,)
 
         call.__name__ = name
         return call
@@ -214,7 +217,7 @@ def test_a_call_that_failed_alone(runtime, device):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_sticky_error_is_the_end_of_the_device(runtime, device, known):
-    """By its code, or because the device answers the next question with an error too: for all of its users, for good."""
+    """By its code, or because the device does not answer the next question either; for all of its users, for good."""
     stream = device.stream()
     runtime.errors["cudaEventSynchronize"] = [Code.ILLEGAL if known else Code.INVALID]
     runtime.errors["cudaMemGetInfo"] = [Code.ILLEGAL]
@@ -299,16 +302,7 @@ def test_a_device_that_dies_under_capture_is_dead(runtime, device):
 
 def test_a_missing_package_is_one_sentence(monkeypatch):
     """It names what to install."""
-    import builtins
-
-    real = builtins.__import__
-
-    def without(name, *rest, **more):
-        if name.startswith("cuda"):
-            raise ImportError("No module named 'cuda'")
-        return real(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(NoDevice, match=r"cuda-bindings is not installed \(pip install 'forebay\[cuda\]'\)"):
         cuda.devices()
 
@@ -338,7 +332,5 @@ def test_every_name_is_the_real_packages():
     assert runtime.cudaEventBlockingSync == cuda._EVENT_BLOCKING_SYNC
     assert runtime.cudaEventDisableTiming == cuda._EVENT_DISABLE_TIMING
     assert runtime.cudaHostAllocPortable == cuda._HOST_ALLOC_PORTABLE
-    assert (cuda._INSUFFICIENT_DRIVER, cuda._NO_DEVICE) == (
-        runtime.cudaError_t.cudaErrorInsufficientDriver,
-        runtime.cudaError_t.cudaErrorNoDevice,
-    )
+    assert runtime.cudaError_t.cudaErrorInsufficientDriver == cuda._INSUFFICIENT_DRIVER
+    assert runtime.cudaError_t.cudaErrorNoDevice == cuda._NO_DEVICE
