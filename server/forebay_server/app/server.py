@@ -53,8 +53,8 @@ class Server:
         config: All settings.
         on_failed_start: Told why, from the loader thread, if a model of the settings can't be loaded.
         on_fault: Told, from the dispatcher's thread, if a fault of the server ended it. Nothing is answered any more.
-        on_devices_lost: Told, from the dispatcher's thread, with the name of the last one, if all devices that models ran
-            on are lost to this process, but for the CPU. What runs on that is still answered.
+        on_devices_lost: Told, from the dispatcher's thread, with the name of the last one, if all devices but the CPU
+            that models ran on are lost to this process. What runs on the CPU is still answered.
 
     Attributes:
         addresses: Where each exposure listens, by its name, port 0 resolved, and under `prometheus` where metrics are
