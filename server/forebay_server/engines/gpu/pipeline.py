@@ -15,8 +15,9 @@ out. Within a set nothing overlaps, because it is taken again only after `collec
 Outputs whose shapes are known only after the run lie in the computation's own memory until the next run. So `issue`
 waits for the end of the run there, and the next run waits, on the device, for the download.
 
-Graphs are captured when the loader runs a batch of new shapes, for all sets: what `infer` runs in the thread that made
-the instance is warm-up; what it runs in another one, or `issue` starts, is a request, and nothing is captured for it.
+Memory is allocated and graphs are captured when the loader runs a batch of new shapes, for all sets: what `infer` runs
+in the thread that made the instance is warm-up. What it runs in another one, or `issue` starts, is a request: nothing is
+captured for it, and memory is only allocated if it is larger than all before.
 
 Faults: what the device or the computation raises comes out of `issue` or `collect`, late as it may be. If a batch could
 not be issued whole, what was enqueued of it is waited for before the error goes on, so that its set can be used again.
@@ -31,7 +32,7 @@ from typing import Any, Final
 import numpy as np
 
 from forebay_server.engines.base import EngineBatch, EngineDead
-from forebay_server.engines.gpu.device import Computation, Device, DeviceError, Shape
+from forebay_server.engines.gpu.device import Computation, Device, DeviceError, Shape, Stream
 from forebay_server.engines.gpu.graphs import MOST, Graphs, Launch
 from forebay_server.engines.gpu.pool import Budget, Chain, placed
 from forebay_server.tensors import NUMPY_DTYPES, Array, ModelSpec
@@ -52,6 +53,7 @@ class GpuInstance:
         depth: The most batches in flight; 1: one after the other.
         budget: What its device memory counts against.
         graphs: The most graphs, all sets of buffers together; 0: all runs are plain.
+        stream: Where the computation is enqueued, if its library had to know that before; the instance closes it.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class GpuInstance:
         depth: int = 2,
         budget: Budget | None = None,
         graphs: int = MOST,
+        stream: Stream | None = None,
     ) -> None:
         self.depth = depth
         self.device = device.label
@@ -75,7 +78,7 @@ class GpuInstance:
         self._warmed: set[tuple[Shape, ...]] = set()
         device.use()
         self._upload = device.stream()
-        self._compute = device.stream()
+        self._compute = stream or device.stream()
         self._download = device.stream()
         self._graphs = Graphs(computation, self._compute, graphs)
         self._ring = [_Buffers(device, budget or Budget()) for _ in range(depth)]
@@ -107,7 +110,7 @@ class GpuInstance:
 
     def infer(self, batch: EngineBatch) -> Sequence[Array]:
         """Runs a batch from upload to download. In the loader's thread, captures graphs for new shapes before."""
-        if threading.get_ident() == self._maker and self._graphs.wanted:
+        if threading.get_ident() == self._maker:
             self._warm(batch)
         return self.collect(self.issue(batch))
 
@@ -206,9 +209,15 @@ class GpuInstance:
         return _views(pinned.view, offsets, [shape for _, shape in found], self._result_dtypes)
 
     def _warm(self, batch: EngineBatch) -> None:
-        """Runs new shapes plainly in each set, for what libraries do at their first run, and captures them there."""
+        """Makes room for new shapes in each set, runs them there, for what libraries do at first, and captures that."""
         shapes = tuple(array.shape for array in batch.inputs)
         if shapes in self._warmed:
+            return
+        for buffers in self._ring:
+            if shapes not in buffers.plans:
+                self._plan(buffers, shapes)
+        self._warmed.add(shapes)
+        if not self._graphs.wanted:
             return
         inputs = [array.copy() for array in batch.inputs]  # they may be views on the memory of a set
         for _ in range(self.depth):  # the last one leaves the turn where it was
@@ -217,7 +226,6 @@ class GpuInstance:
             plan = buffers.plans[shapes]
             if plan.results is not None:
                 plan.launch = self._graphs.capture(plan.input_addresses, shapes, plan.result_addresses)
-        self._warmed.add(shapes)
 
     def _settle(self) -> None:
         """Waits until nothing is enqueued."""

@@ -130,10 +130,31 @@ def test_nothing_is_allocated_for_requests(make):
     world.instance.reserve([(16, ROW)])
     before = world.device.allocations
     for rows in (1, 16, 3, 8, 16, 2, 5):
-        world.instance.infer(put(world.instance, range(rows)))
+        world.instance.collect(world.instance.issue(put(world.instance, range(rows))))
 
     assert before == world.device.allocations == 2 * 4
     assert world.device.used == 2 * 2 * GRAIN
+
+
+def test_warm_up_makes_room_in_all_sets(make):
+    """So that the first requests, which take the other ones, find it."""
+    world = make(depth=3)
+    world.instance.infer(put(world.instance, range(16)))
+    before = world.device.allocations
+    for _ in range(3):
+        world.instance.collect(world.instance.issue(put(world.instance, range(16))))
+
+    assert before == world.device.allocations == 3 * 4
+
+
+def test_the_computation_may_bring_its_stream(make):
+    """It is the instance's from then on."""
+    device = FakeDevice(bandwidth=4e6)
+    stream = device.stream()
+    world = make(device=device, stream=stream)
+    assert doubled(world.instance.infer(put(world.instance, [1]))) == [1]
+
+    assert world.instance._compute is stream
 
 
 def test_rows_of_nan_do_not_touch_their_neighbours(make):
