@@ -16,8 +16,8 @@ Outputs whose shapes are known only after the run lie in the computation's own m
 waits for the end of the run there, and the next run waits, on the device, for the download.
 
 Memory is allocated and graphs are captured when the loader runs a batch of new shapes, for all sets: what `infer` runs
-in the thread that made the instance is warm-up. What it runs in another one, or `issue` starts, is a request: nothing is
-captured for it, and memory is only allocated if it is larger than all before.
+in the thread that made the instance is warm-up. What it runs in another one, or `issue` starts, is a request: nothing
+is captured for it, and memory is only allocated if it is larger than all before.
 
 Faults: what the device or the computation raises comes out of `issue` or `collect`, late as it may be. If a batch could
 not be issued whole, what was enqueued of it is waited for before the error goes on, so that its set can be used again.
@@ -216,16 +216,15 @@ class GpuInstance:
         for buffers in self._ring:
             if shapes not in buffers.plans:
                 self._plan(buffers, shapes)
+        if self._graphs.wanted:
+            inputs = [array.copy() for array in batch.inputs]  # they may be views on the memory of a set
+            for _ in self._ring:  # the last one leaves the turn where it was
+                buffers = self._free_buffers()
+                self.collect(self.issue(EngineBatch(inputs, batch.rows, batch.parameters)))
+                plan = buffers.plans[shapes]
+                if plan.results is not None:
+                    plan.launch = self._graphs.capture(plan.input_addresses, shapes, plan.result_addresses)
         self._warmed.add(shapes)
-        if not self._graphs.wanted:
-            return
-        inputs = [array.copy() for array in batch.inputs]  # they may be views on the memory of a set
-        for _ in range(self.depth):  # the last one leaves the turn where it was
-            buffers = self._free_buffers()
-            self.collect(self.issue(EngineBatch(inputs, batch.rows, batch.parameters)))
-            plan = buffers.plans[shapes]
-            if plan.results is not None:
-                plan.launch = self._graphs.capture(plan.input_addresses, shapes, plan.result_addresses)
 
     def _settle(self) -> None:
         """Waits until nothing is enqueued."""

@@ -224,6 +224,17 @@ def test_graphs_survive_larger_shapes(make):
     assert world.computation.enqueued == []
 
 
+def test_a_first_run_that_fails_is_no_warm_up(make):
+    """The loader tries other inputs of the same shapes: these are captured."""
+    world = make(depth=2, graphs=100)
+    world.computation.fault = ValueError("ids beyond the vocabulary")
+    with pytest.raises(ValueError, match="vocabulary"):
+        world.instance.infer(put(world.instance, [1, 2]))
+    assert doubled(world.instance.infer(put(world.instance, [3, 4]))) == [3, 4]
+
+    assert [kind for kind, _, _ in world.device.kinds("compute", "graph")] == ["compute"] * 2 + ["graph"]
+
+
 def test_what_can_not_be_captured_runs_plainly(make):
     """It is slower, not wrong."""
     world = make(depth=2, graphs=100)
