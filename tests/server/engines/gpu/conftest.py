@@ -10,7 +10,8 @@ from forebay_server.engines.gpu.pipeline import GpuInstance
 from tests.server.engines.gpu.computations import Doubling, spec_of
 from tests.server.engines.gpu.fake import FakeDevice
 
-ROW = 1000  # floats: at 4 MB/s a row takes a millisecond each way
+ROW = 1024  # floats
+BANDWIDTH = 4096e3  # bytes/s: a row takes a millisecond each way
 
 
 @pytest.fixture
@@ -19,15 +20,16 @@ def make():
     made = []
 
     def make_instance(*, device=None, computation=None, width=ROW, graphs=0, total=1 << 30, **options):
-        device = device or FakeDevice(bandwidth=4e6, total=total)
+        device = device or FakeDevice(bandwidth=BANDWIDTH, total=total)
         computation = computation(device) if computation else Doubling(device)
         instance = GpuInstance(device, computation, spec_of(width), graphs=graphs, **options)
         made.append((device, instance))
         return SimpleNamespace(device=device, computation=computation, instance=instance)
 
     yield make_instance
-    for device, instance in made:
+    for _, instance in made:
         instance.close()
+    for device, _ in made:
         assert device.hazards == []
         assert device.lost or device.open == 0
         assert device.used == 0

@@ -10,7 +10,7 @@ from forebay_server.engines.gpu.device import DeviceError
 from forebay_server.engines.gpu.pipeline import GpuInstance
 from forebay_server.engines.gpu.pool import GRAIN, Budget
 from tests.server.engines.gpu.computations import ENDLESS, ILLEGAL, Doubling, SelfRecording, spec_of
-from tests.server.engines.gpu.conftest import ROW, doubled, put
+from tests.server.engines.gpu.conftest import BANDWIDTH, ROW, doubled, put
 from tests.server.engines.gpu.fake import FakeDevice
 
 
@@ -149,7 +149,7 @@ def test_warm_up_makes_room_in_all_sets(make):
 
 def test_the_computation_may_bring_its_stream(make):
     """It is the instance's from then on."""
-    device = FakeDevice(bandwidth=4e6)
+    device = FakeDevice(bandwidth=BANDWIDTH)
     stream = device.stream()
     world = make(device=device, stream=stream)
     assert doubled(world.instance.infer(put(world.instance, [1]))) == [1]
@@ -360,8 +360,8 @@ def test_a_sticky_error_comes_late_and_for_good(make):
 
 def test_the_death_of_a_device_is_that_of_all_its_instances(make):
     """Those on another one go on."""
-    device = FakeDevice(bandwidth=4e6)
-    one, two, other = make(device=device), make(device=device), make(device=FakeDevice(1, bandwidth=4e6))
+    device = FakeDevice(bandwidth=BANDWIDTH)
+    one, two, other = make(device=device), make(device=device), make(device=FakeDevice(1, bandwidth=BANDWIDTH))
     with pytest.raises(EngineDead):
         one.instance.infer(put(one.instance, [ILLEGAL]))
     with pytest.raises(EngineDead) as caught:
@@ -384,7 +384,7 @@ def test_what_never_ends_is_waited_for_without_end(make):
 
 def test_close_waits_for_what_runs_and_lets_go_of_all():
     """In this order: what is enqueued, graphs, computation, memory, events, streams."""
-    device = FakeDevice(bandwidth=4e6)
+    device = FakeDevice(bandwidth=BANDWIDTH)
     computation = Doubling(device)
     instance = GpuInstance(device, computation, spec_of(ROW), graphs=10)
     instance.infer(put(instance, [1]))
