@@ -8,6 +8,7 @@ Threads: as of the instance.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -68,10 +69,7 @@ class Graphs:
             else:
                 graph = stream.capture(lambda: computation.enqueue(inputs, shapes, outputs, stream))
                 self._graphs.append(graph)
-
-                def launch() -> None:
-                    stream.launch(graph)
-
+                launch = partial(stream.launch, graph)
         except CaptureFailed as error:
             self._refused += 1
             if self._refused == 1:  # the others will fail alike
