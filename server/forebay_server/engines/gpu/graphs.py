@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 def ladder(cap: int) -> tuple[int, ...]:
     """Sizes for which graphs are worth their memory: 1, 2, 3, 4, 6, 8, 12, 16, ... and the cap.
 
-    Two sizes for each doubling: less than half as many rows again are padding, and a seventh on average.
+    Two sizes for each doubling: padding adds less than half as many rows again, and less than a fifth on average.
     """
     sizes = {cap}
     size = 1
