@@ -317,6 +317,46 @@ def test_the_real_package_without_a_driver():
         cuda.open_device(0)
 
 
+def test_the_real_package_takes_every_call():
+    """Without a driver it refuses each with error 35, which it only comes to with arguments that it understands."""
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    if runtime.cudaGetDeviceCount()[0] != runtime.cudaError_t.cudaErrorInsufficientDriver:
+        pytest.skip("there is a driver here")
+    device = cuda.CudaDevice.__new__(cuda.CudaDevice)
+    device.index, device.label, device.runtime, device._lost = 0, "cuda:0", runtime, ""
+    stream = cuda.CudaStream(device, runtime.cudaStream_t(0))
+    event = cuda.CudaEvent(device, runtime.cudaEvent_t(0))
+    graph = cuda.CudaGraph(device, runtime.cudaGraphExec_t(0))
+    calls = {
+        "cudaSetDevice": device.use,
+        "cudaMemGetInfo": lambda: device.call(runtime.cudaMemGetInfo),
+        "cudaGetDeviceProperties": lambda: device.call(runtime.cudaGetDeviceProperties, 0),
+        "cudaStreamCreateWithFlags": device.stream,
+        "cudaEventCreateWithFlags": device.event,
+        "cudaHostAlloc": lambda: device.pinned(4096),
+        "cudaMalloc": lambda: device.memory(4096),
+        "cudaMemcpyAsync": lambda: stream.upload(4096, 8192, 16),
+        "cudaMemsetAsync": lambda: stream.fill(4096, 1, 16),
+        "cudaEventRecord": lambda: stream.record(event),
+        "cudaStreamWaitEvent": lambda: stream.wait(event),
+        "cudaStreamSynchronize": stream.synchronize,
+        "cudaStreamBeginCapture": lambda: stream.capture(lambda: None),
+        "cudaGraphLaunch": lambda: stream.launch(graph),
+        "cudaEventSynchronize": event.synchronize,
+        "cudaEventElapsedTime": lambda: event.seconds_since(event),
+    }
+    for name, call in calls.items():
+        device._lost = ""
+        with pytest.raises((EngineDead, CaptureFailed), match=rf"{name}: cudaErrorInsufficientDriver \(35\)"):
+            call()
+    for call in (runtime.cudaStreamEndCapture, runtime.cudaStreamDestroy):
+        assert int(call(runtime.cudaStream_t(0))[0]) == 35
+    assert int(runtime.cudaGraphInstantiate(runtime.cudaGraph_t(0), 0)[0]) == 35
+    for thing in (event, graph, stream):
+        device._lost = ""
+        thing.close()
+
+
 def test_every_name_is_the_real_packages():
     """What the adapter asks of the runtime exists there, enumerations and flags with the values that it counts on."""
     runtime = pytest.importorskip("cuda.bindings.runtime")

@@ -21,5 +21,10 @@ def test_codes_have_the_names_of_the_runtime():
     for code, name in [entry for table in tables for entry in table.items()]:
         assert runtime.cudaError_t(code).name == name
     assert len({code for table in tables for code in table}) == sum(map(len, tables))
+    # All of which its reference says that only a new process helps.
+    words = {int(error): " ".join((error.__doc__ or "").split()) for error in runtime.cudaError_t}
+    hopeless = {code for code, text in words.items() if "the process must be terminated" in text}
+    assert 700 in hopeless
+    assert hopeless <= set(faults.STICKY)
     assert runtime.cudaError_t.cudaSuccess == faults.SUCCESS
     assert runtime.cudaError_t.cudaErrorNotReady == faults.NOT_READY
