@@ -36,6 +36,7 @@ FOREIGN = {
     "onnxruntime": {"engines"},
     "torch": {"engines"},
     "tensorrt": {"engines"},
+    "cuda": {"engines"},
     "apsw": {"jobs"},
     "psycopg": {"jobs"},
     "httpcore": {"jobs"},

@@ -19,6 +19,7 @@ from forebay_server.errors import ConfigError
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_FAULT = 70
+EXIT_DEVICE = 72
 
 SIGNAL_POLL = 0.25  # seconds; of two signals at once the kernel may give one to a thread that does not wake this one
 GARBAGE = (20_000, 50, 100)
@@ -39,7 +40,8 @@ def serve(config: Config) -> int:
 
     Returns:
         The exit code: 0 after a drain, 1 if a model could not be loaded, if the job store can't be used, or if accepted
-        requests were left at the end of the grace period, 70 after a fault of the server itself.
+        requests were left at the end of the grace period, 70 after a fault of the server itself, 72 after a drain
+        because the last device is lost: only a new process can use it again.
 
     Raises:
         ConfigError: An address is taken, a certificate can't be read, ...
@@ -54,8 +56,16 @@ def serve(config: Config) -> int:
 
 def _serve(config: Config, writer: LineWriter) -> int:
     stop = threading.Event()
-    server = Server(config, on_failed_start=lambda _message: stop.set(), on_fault=stop.set)
     received: list[int] = []
+    lost: list[str] = []
+
+    def on_devices_lost(device: str) -> None:
+        lost.append(device)
+        stop.set()
+
+    server = Server(
+        config, on_failed_start=lambda _message: stop.set(), on_fault=stop.set, on_devices_lost=on_devices_lost
+    )
 
     def on_stop(number: int, _frame: FrameType | None) -> None:
         received.append(number)
@@ -80,6 +90,12 @@ def _serve(config: Config, writer: LineWriter) -> int:
             return EXIT_FAILED
         while not stop.wait(SIGNAL_POLL):
             pass
+        if lost and not received:
+            _log.error("draining", device_lost=lost[0])
+            left = server.drain()
+            _log.info("stopped", unanswered=left)
+            _say(f"the device {lost[0]} has failed; only a new process can use it again", writer)
+            return EXIT_DEVICE
         if not received:
             server.close()
             failure = server.start_failure

@@ -40,6 +40,7 @@ CLOSE_GRACE = 5.0  # seconds for answers that are on their way out when everythi
 CLOSE_PATIENCE = 10.0  # seconds for batches that run, and for the dispatcher to come to it
 SHORTEST_CALL = 1.0  # seconds that the dispatcher has for a question, however short the grace is
 RELEASE = metadata.version("forebay")
+CPU = "cpu"  # what engines call it
 DRAIN_POLL = 0.01  # seconds between looks at whether the last request has been answered
 
 _log = structlog.get_logger(__name__)
@@ -52,6 +53,8 @@ class Server:
         config: All settings.
         on_failed_start: Told why, from the loader thread, if a model of the settings can't be loaded.
         on_fault: Told, from the dispatcher's thread, if a fault of the server ended it. Nothing is answered any more.
+        on_devices_lost: Told, from the dispatcher's thread, with the name of the last one, if all devices but the CPU
+            that models ran on are lost to this process. What runs on the CPU is still answered.
 
     Attributes:
         addresses: Where each exposure listens, by its name, port 0 resolved, and under `prometheus` where metrics are
@@ -65,8 +68,10 @@ class Server:
         *,
         on_failed_start: Callable[[str], None] | None = None,
         on_fault: Callable[[], None] | None = None,
+        on_devices_lost: Callable[[str], None] | None = None,
     ) -> None:
         self._config = config
+        self._on_devices_lost = on_devices_lost
         self._on_failed_start = on_failed_start
         self._on_fault = on_fault
         self._unusable: set[ModelKey] = set()
@@ -145,6 +150,7 @@ class Server:
             startup_models=Hosting.names_of(config.models),
         )
         self._runner.listen(self._instances_changed)
+        self._runner.listen_for_devices(self._device_lost)
 
         endpoints = endpoints_of(offered)
         places = exposures(config, public=offered, operator=offered, probe=[health])
@@ -278,6 +284,10 @@ class Server:
         else:
             self._unusable.add(key)
         self._vitals.stuck(key[0], stuck=any(name == key[0] for name, _ in self._unusable))
+
+    def _device_lost(self, device: str) -> None:
+        if self._runner.core.devices() <= {CPU} and self._on_devices_lost is not None:
+            self._on_devices_lost(device)
 
     def drain(self) -> int:
         """Stops as callers would wish: says so, refuses new work, answers what was accepted, and closes.

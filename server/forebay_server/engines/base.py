@@ -66,6 +66,30 @@ class Instance(Protocol):
         """Lets go of what the instance holds."""
 
 
+class OverlappingInstance(Instance, Protocol):
+    """An instance that takes the next batch while others are still on their way through it.
+
+    If its depth is over 1, then once it serves `stage` and `issue` are called by one thread, in turn for one batch
+    after the other, and `collect` by another one, for the batches in the order in which they were issued; `infer` is
+    then the loader's only. `close` comes when nothing is in flight and both threads have done with it.
+    """
+
+    depth: int
+    """The most batches that may be issued and not collected; 1: `infer` alone is called."""
+    device: str
+    """Where it runs, as `Engine.device` says it; the instances of an engine may be spread over several."""
+
+    def issue(self, batch: EngineBatch) -> object:
+        """Starts a batch and does not wait for it. Raises as `infer` does; then nothing is to be collected.
+
+        Returns:
+            What `collect` is to be given. Until that has returned, the arrays of the batch stay as they are.
+        """
+
+    def collect(self, ticket: object) -> Sequence[Array]:
+        """Waits for a batch. Returns and raises as `infer` does."""
+
+
 class Engine(Protocol):
     """One loaded model."""
 
@@ -141,4 +165,13 @@ class OutOfMemory(Exception):
 
 
 class EngineDead(Exception):
-    """The instance can't go on, whatever it is given."""
+    """The instance can't go on, whatever it is given.
+
+    Args:
+        message: Why, for the log.
+        device: The device that is lost with it, as `Engine.device` calls it, if all instances there are lost too.
+    """
+
+    def __init__(self, message: str = "", device: str = "") -> None:
+        super().__init__(message)
+        self.device = device

@@ -212,7 +212,9 @@ def _warm(loaded: Loaded, cache: CostCache) -> None:
     if not loaded.spec.batched:
         buckets = [_whole(loaded, buckets[0], smallest)]
     loaded.measurements = _measured(loaded, buckets, kind, rng, cache)
-    for instance in loaded.instances[1:]:
+    # Costs that were kept from an earlier start have not run all sizes on the first instance; where sizes are named,
+    # each needs a first run (to capture its graph, to choose its profile).
+    for instance in loaded.instances if loaded.batch_sizes else loaded.instances[1:]:
         for bucket, rows, _ in loaded.measurements:
             warm_up.run(instance, batch_of(loaded.spec, bucket, rows, kind, rng), rows)
 

@@ -245,10 +245,13 @@ def retry_after(books: Books, seconds: float) -> float:
     return min(max(jittered, RETRY_LEAST), RETRY_MOST)
 
 
-def no_instance(model: Model) -> ForebayError:
+def no_instance(books: Books, model: Model) -> ForebayError:
     """Why a model without a usable instance serves nobody."""
     if any(slot.stuck for slot in model.slots):
         return EngineUnavailable("the model's engine does not answer")
+    for slot in model.slots:
+        if slot.device in books.dead_devices:
+            return EngineUnavailable(f"the device {slot.device} of the model's engine has failed")
     return EngineUnavailable("the model's engine has failed")
 
 
@@ -257,7 +260,7 @@ def _closed(books: Books, model: Model) -> ForebayError:
         return Draining("the server is shutting down")
     if model.removed:
         return ModelFailed("the model is unloaded")
-    return no_instance(model)
+    return no_instance(books, model)
 
 
 def _open(books: Books, request: Request) -> Queue:

@@ -6,7 +6,8 @@ culprits among n requests that takes at most 2 k ceil(log2 n) further runs. Thei
 flows, and a tenant with more than a few culprits a minute is kept apart for a while: it can hurt only itself.
 *Out of memory*: the lane's cap is halved, and the halves run, cut through a request if need be. The cap grows by one
 row per hundred good batches.
-*The engine is dead*: what it ran fails; what waits stays if another instance lives.
+*The engine is dead*: what it ran fails; what waits stays if another instance lives. If its device is dead, so are all
+instances there.
 
 Requests that were cancelled or have expired meanwhile do not run again.
 """
@@ -55,9 +56,12 @@ class NoMemory:
 
 
 class Died:
-    """The instance will never answer again."""
+    """The instance will never answer again, nor will any other on `device`, if that is named."""
 
-    __slots__ = ()
+    __slots__ = ("device",)
+
+    def __init__(self, device: str = "") -> None:
+        self.device = device
 
 
 Outcome = Succeeded | Faulted | Rejected | NoMemory | Died
@@ -104,7 +108,7 @@ def failed(books: Books, slot: Slot, batch: Batch, outcome: Faulted | Rejected |
     """Decides what becomes of the parts of a batch that failed. The slot is free already."""
     model = slot.model
     if isinstance(outcome, Died):
-        died(books, slot, batch, now)
+        died(books, slot, batch, outcome, now)
         return
     lane = batch.lane
     inquest: Inquest = batch.scheduled or Inquest()
@@ -132,22 +136,32 @@ def failed(books: Books, slot: Slot, batch: Batch, outcome: Faulted | Rejected |
     model.reruns.extend(Rerun(lane, piece, inquest) for piece in (parts[:half], parts[half:]) if piece)
 
 
-def died(books: Books, slot: Slot, batch: Batch | None, now: float) -> None:
-    """An instance is lost for good, with what it ran."""
-    model = slot.model
-    slot.dead = True
-    if slot in model.usable:
-        model.usable.remove(slot)
-    books.health.append((model.key, len(model.usable), len(model.slots)))
+def died(books: Books, slot: Slot, batch: Batch | None, outcome: Died, now: float) -> None:
+    """An instance is lost for good, with what it ran, and with all others on its device if that is lost."""
+    device = outcome.device
+    if device and device not in books.dead_devices:
+        books.dead_devices.add(device)
+        books.lost_devices.append(device)
+    lost = [other for other in books.slots.values() if other is slot or (device and other.device == device)]
+    for other in lost:
+        if not other.dead:
+            other.dead = True
+            model = other.model
+            if other in model.usable:
+                model.usable.remove(other)
+            if not model.removed:
+                books.health.append((model.key, len(model.usable), len(model.slots)))
+    message = f"the device {device} of the model's engine has failed" if device else "the model's engine has failed"
     error: ForebayError
-    if model.usable:
+    if slot.model.usable:
         error = EngineRestarted("the engine failed while it ran the request")
     else:
-        error = EngineUnavailable("the model's engine has failed", ran=True)
+        error = EngineUnavailable(message, ran=True)
     for part in batch.parts if batch is not None else ():
         abandon(books, part, error, now)
-    if not model.usable:
-        fail_all(books, model, EngineUnavailable(error.message), now)
+    for other in lost:
+        if not other.model.usable:
+            fail_all(books, other.model, EngineUnavailable(message), now)
 
 
 def abandon(books: Books, part: Part, error: ForebayError, now: float) -> None:

@@ -30,13 +30,13 @@ from typing import Any, NamedTuple
 
 from forebay_server.errors import DeadlineExpired, EngineUnavailable, ForebayError, ModelNotFound, VersionNotFound
 from forebay_server.scheduling import admission, bisection, forming
-from forebay_server.scheduling.bisection import Outcome, Succeeded
+from forebay_server.scheduling.bisection import Died, Outcome, Succeeded
 from forebay_server.scheduling.events import BATCH, DONE, MOST, OK, SERVED, Event
 from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import Bucket, ModelKey, ModelPolicy, ServerPolicy
 from forebay_server.scheduling.queue import Lane, Split
 from forebay_server.scheduling.request import Batch, Level, Part, Request, State
-from forebay_server.scheduling.state import TRUST, Books, Model, Slot, patience, reckon
+from forebay_server.scheduling.state import TRUST, Books, Model, Slot, patience, reckon, step
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     # `admit` refuses it, or queues it.
@@ -81,7 +81,7 @@ class ModelFigures(NamedTuple):
     usable_instances: int
     wait_margin: float
     running_since: tuple[float, ...]
-    """When each batch that runs was given to its instance, monotonic seconds."""
+    """When each instance that runs a batch was given it, or had done with the one before; monotonic seconds."""
 
 
 class Pace(NamedTuple):
@@ -110,7 +110,14 @@ class Core:
     # --- Models ---------------------------------------------------------------------------------------------------
 
     def add_model(
-        self, key: ModelKey, policy: ModelPolicy, costs: CostModel, now: float, *, inline: bool = False
+        self,
+        key: ModelKey,
+        policy: ModelPolicy,
+        costs: CostModel,
+        now: float,
+        *,
+        inline: bool = False,
+        devices: Sequence[str] = (),
     ) -> range:
         """Serves a model from now on.
 
@@ -120,6 +127,7 @@ class Core:
             costs: As measured by its warm-up. The core reads and corrects it.
             now: Monotonic seconds.
             inline: Its batches run in the caller's thread, so they can't be found stuck.
+            devices: What each instance runs on; empty: all on the policy's device.
 
         Returns:
             The numbers of its instances, unique over all models.
@@ -130,7 +138,11 @@ class Core:
         model = books.models[key] = Model(key, policy, costs, now)
         numbers = range(self._numbers, self._numbers + policy.instances)
         self._numbers = numbers.stop
-        model.slots = [Slot(number, model, inline=inline) for number in numbers]
+        places = devices or [policy.device] * len(numbers)
+        model.slots = [
+            Slot(number, model, inline=inline, depth=policy.depth, device=device)
+            for number, device in zip(numbers, places, strict=True)
+        ]
         model.usable = list(model.slots)
         books.slots.update((slot.number, slot) for slot in model.slots)
         return numbers
@@ -184,7 +196,7 @@ class Core:
         model = self._books.models.get(key)
         if model is None:
             return self._no_model(key)
-        return None if model.usable else admission.no_instance(model)
+        return None if model.usable else admission.no_instance(self._books, model)
 
     def _no_model(self, key: ModelKey) -> ForebayError:
         name, version = key
@@ -245,7 +257,11 @@ class Core:
     # --- Batches --------------------------------------------------------------------------------------------------
 
     def next_batch(self, instance: int, now: float) -> Batch | None:
-        """What an instance runs now; None if it is busy, lost, or has nothing to do. Expired ones go to `failures`."""
+        """What an instance runs now, or next; None if it is busy, lost, or has nothing to do.
+
+        Those that have expired go to `failures`. An instance of some depth is given its next batch behind the one that
+        it has as soon as that is a full one, else shortly before it should be done.
+        """
         slot = self._books.slots.get(instance)
         return None if slot is None else forming.next_batch(self._books, slot, now)
 
@@ -260,16 +276,19 @@ class Core:
         slot = books.slots[batch.instance]
         model = slot.model
         lane = batch.lane
-        slot.batch = None
-        slot.stuck_at = inf
-        if slot.stuck:
+        if slot.stuck and slot.batch is batch:
             slot.stuck = False
-            if not model.removed:
+            if not model.removed and not slot.dead:
                 model.usable.append(slot)
                 books.health.append((model.key, len(model.usable), len(model.slots)))
-        if model.removed:
+        if slot.depth == 1:
+            slot.batch = None
+            slot.stuck_at = inf
+            seconds = max(0.0, batch.finished - batch.collated)
+        else:
+            seconds = max(0.0, step(slot, batch, now))
+        if model.removed and slot.batch is None:
             del books.slots[slot.number]
-        seconds = max(0.0, batch.finished - batch.collated)
         events = books.events
         if len(events) > MOST:
             del events[: MOST // 2]
@@ -288,7 +307,7 @@ class Core:
             return self._completions(batch, outcome.outputs, now)
         bisection.failed(books, slot, batch, outcome, now)
         if not model.usable:
-            bisection.fail_all(books, model, admission.no_instance(model), now)
+            bisection.fail_all(books, model, admission.no_instance(books, model), now)
         return []
 
     def _completions(self, batch: Batch, outputs: Any, now: float) -> list[Completion]:
@@ -351,7 +370,7 @@ class Core:
         """An instance that runs nothing will never run anything again."""
         slot = self._books.slots.get(instance)
         if slot is not None and not slot.dead:
-            bisection.died(self._books, slot, None, now)
+            bisection.died(self._books, slot, None, Died(), now)
 
     # --- Time -----------------------------------------------------------------------------------------------------
 
@@ -372,9 +391,10 @@ class Core:
             model.usable.remove(slot)
             books.health.append((model.key, len(model.usable), len(model.slots)))
         error = EngineUnavailable("the model's engine does not answer", ran=True)
-        for part in slot.batch.parts if slot.batch is not None else ():
-            if part.request.state in (State.WAITING, RUNNING):
-                books.fail(part.request, error, State.FAILED, now)
+        for batch in (slot.batch, *slot.behind):
+            for part in batch.parts if batch is not None else ():
+                if part.request.state in (State.WAITING, RUNNING):
+                    books.fail(part.request, error, State.FAILED, now)
         if not model.usable:
             bisection.fail_all(books, model, EngineUnavailable(error.message), now)
 
@@ -383,18 +403,21 @@ class Core:
         books = self._books
         at = books.alarms[0][0] if books.alarms else inf
         for slot in books.slots.values():
+            model = slot.model
             if slot.batch is not None:
                 at = min(at, slot.stuck_at)
-            elif slot.model.start_at < at and slot in slot.model.usable:
-                at = slot.model.start_at
+                if slot.depth > 1 and model.rows and slot.has_room() and slot in model.usable:
+                    at = min(at, slot.look_at, model.start_at)
+            elif model.start_at < at and slot in model.usable:
+                at = model.start_at
         return at
 
     def busy_until(self, now: float) -> float:
         """Until when nothing that comes could run; 0 if it could now.
 
-        That is so while all instances run a batch and have a full one of online requests waiting, until shortly before
-        the first of these batches should end: what comes by then takes its place among those that wait. Models that
-        have run nothing for a second do not count.
+        That is so while all instances run as many batches as they may and have a full one of online requests waiting,
+        until shortly before the first of these batches should end: what comes by then takes its place among those that
+        wait. Models that have run nothing for a second do not count.
         """
         until = inf
         for slot in self._books.slots.values():
@@ -404,8 +427,13 @@ class Core:
                     return 0.0
             elif batch.lane.tiers[Level.ONLINE].rows < batch.lane.cap:
                 return 0.0
-            else:
+            elif slot.depth == 1:
                 until = min(until, batch.dispatched + _NEAR_END * (slot.until - batch.dispatched))
+            elif slot.has_room():
+                return 0.0
+            else:
+                ends = slot.until - sum(later.predicted or 0.0 for later in slot.behind)
+                until = min(until, batch.dispatched + _NEAR_END * (ends - batch.dispatched))
         return 0.0 if until == inf else until
 
     def drain(self, now: float) -> None:  # noqa: ARG002  every call that changes anything takes the time
@@ -488,6 +516,19 @@ class Core:
         found = self._books.tenants.get(tenant)
         return 0 if found is None else found.rows
 
+    @property
+    def lost_devices(self) -> list[str]:
+        """Devices whose death has become known, until whoever tells it sets a new list."""
+        return self._books.lost_devices
+
+    @lost_devices.setter
+    def lost_devices(self, devices: list[str]) -> None:
+        self._books.lost_devices = devices
+
+    def devices(self) -> set[str]:
+        """What instances that are not dead run on."""
+        return {slot.device for slot in self._books.slots.values() if not slot.dead}
+
     def models(self) -> list[ModelKey]:
         """The models that are served."""
         return list(self._books.models)
@@ -513,16 +554,16 @@ class Core:
     def figures(self, key: ModelKey) -> ModelFigures:
         """What a model holds now. Raises KeyError if it is not served."""
         model = self._books.models[key]
-        running_since = tuple(slot.batch.dispatched for slot in model.slots if slot.batch is not None)
+        running = [slot for slot in model.slots if slot.batch is not None]
         return ModelFigures(
             queued_rows=model.rows,
             held_bytes=model.held_bytes,
-            running_batches=len(running_since),
+            running_batches=sum(1 + len(slot.behind) for slot in running),
             lanes=len(model.lanes),
             instances=len(model.slots),
             usable_instances=len(model.usable),
             wait_margin=model.margin,
-            running_since=running_since,
+            running_since=tuple(max(slot.batch.dispatched, slot.freed) for slot in running if slot.batch is not None),
         )
 
 

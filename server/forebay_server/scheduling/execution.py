@@ -1,4 +1,6 @@
-"""Runs one batch on one instance, and says what came of it in the core's words. Called by workers and by the runner.
+"""Runs one batch on one instance, in one go or in two halves, and says what came of it in the core's words.
+
+Called by workers and by the runner.
 
 The engine is foreign code: whatever it raises ends here. No exception's text goes on to callers but that of
 `RejectInput`, which is meant for them.
@@ -15,6 +17,7 @@ from forebay_server.engines.base import (
     EngineDead,
     Instance,
     OutOfMemory,
+    OverlappingInstance,
     ParameterValue,
     RejectInput,
 )
@@ -63,16 +66,60 @@ def execute(batch: Batch, instance: Instance, collator: Collator, clock: Clock, 
         arrays = instance.infer(stacked)
         batch.finished = clock()
         return Succeeded(collator.outputs(arrays, batch.rows))
-    except RejectInput as error:
-        outcome: Outcome = Rejected(str(error.message), _row_numbers(error.rows))
-    except (OutOfMemory, MemoryError):
-        log.warning("out of memory", model=lane.key, rows=batch.padded_rows)
-        outcome = NoMemory()
-    except EngineDead:
-        log.exception("engine is dead", model=lane.key, instance=batch.instance)
-        outcome = Died()
-    except Exception:  # noqa: BLE001  the engine is foreign code
-        outcome = Faulted(_fault(batch, log))
+    except Exception as error:  # noqa: BLE001  the engine is foreign code
+        return _failed(batch, error, clock, log)
+
+
+class Ticket:
+    """A batch that was issued: what its instance has given for it."""
+
+    __slots__ = ("ticket",)
+
+    def __init__(self, ticket: object) -> None:
+        self.ticket = ticket
+
+
+def issue(batch: Batch, instance: OverlappingInstance, collator: Collator, clock: Clock, log: Log) -> Ticket | Outcome:
+    """The first half of `execute`: what is to be collected, or what came of it if it could not be begun."""
+    lane = batch.lane
+    batch.collated = 0.0
+    try:
+        stacked = collator.collate(
+            batch.parts, lane.bucket, batch.padded_rows, instance, lane.parameters or NO_PARAMETERS
+        )
+        batch.collated = clock()
+        return Ticket(instance.issue(stacked))
+    except Exception as error:  # noqa: BLE001  the engine is foreign code
+        return _failed(batch, error, clock, log)
+
+
+def collect(
+    batch: Batch, issued: Ticket, instance: OverlappingInstance, collator: Collator, clock: Clock, log: Log
+) -> Outcome:
+    """The second half of `execute`, in another thread."""
+    try:
+        arrays = instance.collect(issued.ticket)
+        batch.finished = clock()
+        return Succeeded(collator.outputs(arrays, batch.rows))
+    except Exception as error:  # noqa: BLE001  the engine is foreign code
+        return _failed(batch, error, clock, log)
+
+
+def _failed(batch: Batch, error: Exception, clock: Clock, log: Log) -> Outcome:
+    """What an exception of an engine means; stamps the batch. Called while the exception is handled."""
+    model = batch.lane.key
+    outcome: Outcome
+    match error:
+        case RejectInput():
+            outcome = Rejected(str(error.message), _row_numbers(error.rows))
+        case OutOfMemory() | MemoryError():
+            log.warning("out of memory", model=model, rows=batch.padded_rows)
+            outcome = NoMemory()
+        case EngineDead():
+            log.error("engine is dead", model=model, instance=batch.instance, device=error.device, exc_info=error)
+            outcome = Died(error.device)
+        case _:
+            outcome = Faulted(_fault(batch, log))
     batch.finished = clock()
     batch.collated = batch.collated or batch.finished
     return outcome

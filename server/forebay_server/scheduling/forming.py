@@ -15,6 +15,10 @@
 6. With a delay, a lane that is not full yet is left until its oldest request has waited that long, and not if that
    would cost a deadline.
 
+7. An instance of some depth gets a batch behind the one that it runs: at once if that will be full, else when the one
+   that runs is nearly done (`state.EARLY`), because until then it may still grow and can't begin. Deadlines and waits
+   count from when it should begin.
+
 A tenant that is kept apart (`shares.Tenant.strike`) has batches of its own.
 """
 
@@ -46,10 +50,15 @@ DELAY_SLACK = 0.001
 
 
 def next_batch(books: Books, slot: Slot, now: float) -> Batch | None:
-    """The batch that an idle, usable instance runs now; None if there is none."""
+    """The batch that an idle, usable instance runs now, or one with room next; None if there is none."""
     model = slot.model
-    if slot.batch is not None or slot.stuck or slot.dead:
+    if (slot.batch is not None and len(slot.behind) + 1 >= slot.depth) or slot.stuck or slot.dead:
         return None
+    full_only = False
+    if slot.batch is not None:
+        joins_at = slot.joins_at()
+        full_only = now < joins_at
+        slot.look_at = joins_at if full_only else inf
     while model.reruns:
         again = rerun(books, slot, now)
         if again is not None:
@@ -57,7 +66,7 @@ def next_batch(books: Books, slot: Slot, now: float) -> Batch | None:
     model.start_at = inf
     for level in (Level.ONLINE, Level.JOB):
         while model.busy[level]:
-            chosen = _choose(books, model, level, now)
+            chosen = _choose(books, model, level, now, full_only=full_only)
             if chosen is None:
                 break
             lane, reason = chosen
@@ -69,8 +78,8 @@ def next_batch(books: Books, slot: Slot, now: float) -> Batch | None:
     return None
 
 
-def _choose(books: Books, model: Model, level: Level, now: float) -> tuple[Lane, Reason] | None:
-    """The lane to serve, and why now; None if all that have something are being delayed."""
+def _choose(books: Books, model: Model, level: Level, now: float, *, full_only: bool) -> tuple[Lane, Reason] | None:
+    """The lane to serve, and why now; None if all that have something are being delayed, or it has to be full."""
     best: Lane | None = None
     best_reason = Reason.IDLE
     best_standing = (inf, inf)
@@ -94,7 +103,9 @@ def _choose(books: Books, model: Model, level: Level, now: float) -> tuple[Lane,
             best, best_reason, best_standing = lane, reason, standing
     for lane in empty:
         del busy[lane]
-    return None if best is None else (best, best_reason)
+    if best is None or (full_only and best.tiers[level].rows < best.cap):
+        return None
+    return best, best_reason
 
 
 def _ready(books: Books, model: Model, lane: Lane, tier: Tier, now: float) -> Reason | None:
@@ -124,15 +135,16 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
         books.online_at = now
     elif now - books.online_at < RECENT:
         cap = _job_cap(lane, tier)
-    rows, full = _fill(books, tier, parts, 0, cap, now)
+    begins = now if slot.batch is None else max(now, slot.until)
+    rows, full = _fill(books, tier, parts, 0, cap, now, begins)
     if not rows:
         return None
     padded = policy.padded(rows)
     if padded > rows and level is Level.ONLINE and lane.tiers[Level.JOB].rows and not _apart(parts, now):
-        rows, _ = _fill(books, lane.tiers[Level.JOB], parts, rows, padded, now)
+        rows, _ = _fill(books, lane.tiers[Level.JOB], parts, rows, padded, now, begins)
     if level is Level.ONLINE:  # How long jobs wait for a gap says nothing of the others.
         first = parts[0].request
-        ratio = (now - first.arrival + MARGIN_GRAIN) / (first.expected + MARGIN_GRAIN)
+        ratio = (begins - first.arrival + MARGIN_GRAIN) / (first.expected + MARGIN_GRAIN)
         excess = min(ratio - model.margin, EXCESS_MOST)
         margin = model.margin + excess * (MARGIN_RISE if excess > 0.0 else MARGIN_FALL)
         model.margin = min(max(margin, 1.0), MARGIN_MOST)
@@ -172,8 +184,10 @@ def _look_again(tier: Tier, cap: int) -> None:
     tier.tightest = min((request.deadline for request in left), default=inf)
 
 
-def _fill(books: Books, tier: Tier, parts: list[Part], rows: int, cap: int, now: float) -> tuple[int, bool]:
-    """Takes requests from a tier into `parts` until there are `cap` rows.
+def _fill(
+    books: Books, tier: Tier, parts: list[Part], rows: int, cap: int, now: float, begins: float
+) -> tuple[int, bool]:
+    """Takes requests from a tier into `parts` until there are `cap` rows, for a batch that begins at an instant.
 
     Returns:
         The rows of the batch, and whether it is as full as it may be.
@@ -193,7 +207,7 @@ def _fill(books: Books, tier: Tier, parts: list[Part], rows: int, cap: int, now:
             until = inf
         else:
             until = heap[1][0] if len(heap) == 2 or heap[1][0] <= heap[2][0] else heap[2][0]
-        rows, cap, full = _serve(books, queue, parts, rows, cap, until, now)
+        rows, cap, full = _serve(books, queue, parts, rows, cap, until, now, begins)
         if apart and rows:
             full = full or rows >= cap
             break
@@ -203,7 +217,7 @@ def _fill(books: Books, tier: Tier, parts: list[Part], rows: int, cap: int, now:
 
 
 def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per step would be felt
-    books: Books, queue: Queue, parts: list[Part], rows: int, cap: int, until: float, now: float
+    books: Books, queue: Queue, parts: list[Part], rows: int, cap: int, until: float, now: float, begins: float
 ) -> tuple[int, int, bool]:
     """Takes requests from one queue until its flow's tag is over `until`.
 
@@ -219,7 +233,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
     per_row = row_cost / share.weight
     tag = virtual = share.tag
     noise = NOISE if tier_rows > lane.cap else 1.0
-    safe = now + noise * (lane.cap_seconds if cap == lane.cap else seconds_of(lane, cap))
+    safe = begins + noise * (lane.cap_seconds if cap == lane.cap else seconds_of(lane, cap))
     full = False
     taken = 0
     waiting_cost = 0.0
@@ -239,7 +253,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
             break
         n = request.rows
         if request.deadline < safe:
-            fits = _fits(lane, request, min(cap, lane.cap), noise, now)
+            fits = _fits(lane, request, min(cap, lane.cap), noise, now, begins)
             if fits == 0 or (tier_rows >= lane.cap and _too_dear(queue, fits, min(cap, lane.cap), now)):
                 books.expire(request, now)
                 continue
@@ -248,7 +262,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
                 break
             if fits < cap:
                 cap = fits
-                safe = now + noise * seconds_of(lane, cap)
+                safe = begins + noise * seconds_of(lane, cap)
         if n > lane.cap or request.scheduled is not None:
             n, cost = _cut(queue, request, parts, cap - rows)
         elif rows + n > cap:
@@ -280,12 +294,12 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
     return rows, cap, full
 
 
-def _fits(lane: Lane, request: Request, cap: int, noise: float, now: float) -> int:
+def _fits(lane: Lane, request: Request, cap: int, noise: float, now: float, begins: float) -> int:
     """The largest batch of at most `cap` rows that meets a deadline; 0 if the request would miss it even alone.
 
     Batches are taken to need `noise` times what is predicted.
     """
-    left = (request.deadline - now) / noise
+    left = (request.deadline - begins) / noise
     if left <= 0.0:
         return 0
     least = min(request.rows, cap)

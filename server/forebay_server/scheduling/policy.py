@@ -28,6 +28,8 @@ class ModelPolicy:
     """Lanes (bucket and parameters) that may have requests waiting at a time."""
     instances: int = 1
     """Batches that can run at the same time."""
+    depth: int = 1
+    """Batches that each instance may have: the first runs, the others are on their way to the device."""
     max_execution: float = 0.0
     """Seconds after which a batch counts as stuck; 0: 30 s at first, then by what was measured."""
     device: str = ""

@@ -11,10 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import structlog
 
-from forebay_server.engines.base import Instance
+from forebay_server.engines.base import Instance, OverlappingInstance
 from forebay_server.errors import ForebayError, Internal
 from forebay_server.scheduling.bisection import Died, Outcome, Succeeded
 from forebay_server.scheduling.core import Core
@@ -22,7 +23,7 @@ from forebay_server.scheduling.execution import Clock, Collator, Log, execute
 from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import ModelKey, ModelPolicy
 from forebay_server.scheduling.request import Batch, Request
-from forebay_server.scheduling.worker import Returned, Worker
+from forebay_server.scheduling.worker import OverlappingWorker, Returned, Worker
 
 LONGEST_WAIT = 1.0
 """Seconds for which `take` may wait at most, though nothing is to be done."""
@@ -37,7 +38,7 @@ Watcher = Callable[[Batch, str], None]
 class _Station:
     """An instance with all that runs it."""
 
-    __slots__ = ("collator", "instance", "key", "number", "worker")
+    __slots__ = ("collator", "instance", "key", "number", "overlaps", "worker")
 
     def __init__(
         self, number: int, key: ModelKey, instance: Instance, collator: Collator, worker: Worker | None
@@ -48,6 +49,8 @@ class _Station:
         self.collator = collator
         self.worker = worker
         """None: it runs inline."""
+        self.overlaps = isinstance(worker, OverlappingWorker)
+        """Whether it may have several batches."""
 
 
 class Runner:
@@ -81,6 +84,7 @@ class Runner:
         self._returned: Returned = deque()
         self._usable: dict[ModelKey, tuple[int, int]] = {}
         self._listeners: list[Listener] = []
+        self._device_listeners: list[Callable[[str], None]] = []
         self._closing: dict[ModelKey, tuple[set[int], Callable[[], None]]] = {}
 
     # --- Models ---------------------------------------------------------------------------------------------------
@@ -88,6 +92,10 @@ class Runner:
     def listen(self, listener: Listener) -> None:
         """Has `listener` told, by the dispatcher, when instances get stuck, die, or come back."""
         self._listeners.append(listener)
+
+    def listen_for_devices(self, listener: Callable[[str], None]) -> None:
+        """Has `listener` told, by the dispatcher, when a device is lost, with its name, after its instances are."""
+        self._device_listeners.append(listener)
 
     def add(
         self,
@@ -104,25 +112,29 @@ class Runner:
         Returns:
             The numbers of its instances, unique over all models.
         """
-        policy = replace(policy, instances=len(instances))
-        numbers = self.core.add_model(key, policy, costs, now, inline=inline)
+        depth = 1 if inline else min(getattr(instance, "depth", 1) for instance in instances)
+        policy = replace(policy, instances=len(instances), depth=depth)
+        devices = [getattr(instance, "device", policy.device) for instance in instances]
+        numbers = self.core.add_model(key, policy, costs, now, inline=inline, devices=devices)
         for number, instance in zip(numbers, instances, strict=True):
-            worker = None
-            if not inline:
-                worker = Worker(
-                    number,
-                    instance,
-                    collator,
-                    returned=self._returned,
-                    wake=self._wake,
-                    clock=self._clock,
-                    log=self._log,
-                )
+            worker = None if inline else self._worker(number, instance, collator, depth)
+            if worker is not None:
                 worker.start()
             station = self._stations[number] = _Station(number, key, instance, collator, worker)
             (self._inline if inline else self._workers).append(station)
         self._usable[key] = (len(instances), len(instances))
         return numbers
+
+    def _worker(self, number: int, instance: Instance, collator: Collator, depth: int) -> Worker:
+        around: dict[str, Any] = {
+            "returned": self._returned,
+            "wake": self._wake,
+            "clock": self._clock,
+            "log": self._log,
+        }
+        if depth == 1:
+            return Worker(number, instance, collator, **around)
+        return OverlappingWorker(number, cast("OverlappingInstance", instance), collator, **around)
 
     def remove(self, key: ModelKey, now: float, closed: Callable[[], None] | None = None) -> None:
         """Serves a model no more: what waits fails, what runs is finished.
@@ -205,8 +217,9 @@ class Runner:
     def _hand_out(self, now: float) -> None:
         for station in self._workers:
             batch = self.core.next_batch(station.number, now)
-            if batch is not None and station.worker is not None:
+            while batch is not None and station.worker is not None:
                 station.worker.hand(batch)
+                batch = self.core.next_batch(station.number, now) if station.overlaps else None
 
     def _collect(self, number: int, batch: Batch | None, outcome: Outcome, now: float) -> None:
         """Takes back what a worker has left."""
@@ -214,6 +227,9 @@ class Runner:
         if batch is not None:
             self._finish(station, batch, outcome, max(now, batch.finished))
             return
+        for never_run in station.worker.left() if station.worker is not None else ():
+            never_run.collated = never_run.finished = now
+            self._finish(station, never_run, Died(), now)
         del self._stations[number]
         self._workers.remove(station)
         self.core.lost(number, now)  # Harmless if its model was removed.
@@ -269,6 +285,12 @@ class Runner:
                 self._log.warning("instances changed", model=key, usable=usable, instances=total)
                 for listener in self._listeners:
                     listener(key, usable, total)
+        while core.lost_devices:
+            devices, core.lost_devices = core.lost_devices, []
+            for device in devices:
+                self._log.error("device lost", device=device)
+                for tell in self._device_listeners:
+                    tell(device)
 
     # --- What is going on -----------------------------------------------------------------------------------------
 

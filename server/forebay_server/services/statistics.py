@@ -67,8 +67,12 @@ class Figures(Protocol):
         """How much longer batches wait than predicted, as a factor."""
 
     @property
+    def running_batches(self) -> int:
+        """Batches that instances have."""
+
+    @property
     def running_since(self) -> Sequence[float]:
-        """When each batch that runs was given out, monotonic seconds."""
+        """When each instance that runs a batch began with it, monotonic seconds."""
 
 
 class Durations(Protocol):
@@ -217,7 +221,7 @@ class Accounts:
             message.held_bytes = now.held_bytes
             message.wait_margin = now.wait_margin
             message.usable_instances = now.usable_instances
-            message.running_batches = len(now.running_since)
+            message.running_batches = now.running_batches
             at = self._clock()
             message.busy_nanos += round(sum(max(0.0, at - since) for since in now.running_since) * 1e9)
         with suppress(KeyError):

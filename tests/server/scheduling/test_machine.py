@@ -48,8 +48,11 @@ class Probe(Request):
 class Machine(RuleBasedStateMachine):
     """Two models with two instances each; faults of all kinds; time that only moves on."""
 
-    @initialize(delay=st.sampled_from([0.0, 0.02]), sizes=st.sampled_from([(), (1, 4, 8)]))
-    def begin(self, delay, sizes):
+    @initialize(
+        delay=st.sampled_from([0.0, 0.02]), sizes=st.sampled_from([(), (1, 4, 8)]), depth=st.sampled_from([1, 2, 3])
+    )
+    def begin(self, delay, sizes, depth):
+        self.depth = depth
         self.now = 0.0
         self.requests = []
         self.running = {}
@@ -67,10 +70,11 @@ class Machine(RuleBasedStateMachine):
             costs = CostModel([(BUCKETS[0], rows, 0.010 + 0.001 * rows) for rows in (1, 8)])
             policy = ModelPolicy(
                 max_batch_size=8, max_delay=delay, batch_sizes=sizes, max_queued_rows=MAX_ROWS, max_lanes=2,
-                instances=2, max_execution=5.0,
+                instances=2, max_execution=5.0, depth=depth,
             )  # fmt: skip
-            for number in self.core.add_model(key, policy, costs, 0.0):
+            for number in self.core.add_model(key, policy, costs, 0.0, devices=["cuda:0", "cuda:1"]):
                 self.instances[number] = key
+                self.running[number] = []
 
     @rule(
         key=st.sampled_from(KEYS), bucket=st.sampled_from(BUCKETS), rows=st.sampled_from([1, 1, 1, 2, 3, 8, 9, 20]),
@@ -116,8 +120,8 @@ class Machine(RuleBasedStateMachine):
             self.settle()
             if batch is None:
                 continue
-            assert number not in self.running
-            self.running[number] = batch
+            self.running[number].append(batch)
+            assert len(self.running[number]) <= self.depth
             assert batch.instance == number
             assert 0 < batch.rows == sum(part.rows for part in batch.parts) <= batch.padded_rows <= 8
             lanes = {id(part.request.lane) for part in batch.parts}
@@ -139,20 +143,28 @@ class Machine(RuleBasedStateMachine):
                     assert taken.due <= request.due
                     assert taken.level is Level.JOB or taken.arrival < request.arrival + HORIZON
 
-    @rule(data=st.data(), fate=st.sampled_from(["ok"] * 5 + ["reject", "memory", "dead"]))
+    def flying(self):
+        """The instances that have a batch."""
+        return [number for number, batches in self.running.items() if batches]
+
+    @rule(data=st.data(), fate=st.sampled_from(["ok"] * 5 + ["reject", "memory", "dead", "lost"]))
     def come_back(self, data, fate):
-        if not self.running:
+        if not self.flying():
             return
-        number = data.draw(st.sampled_from(sorted(self.running)))
-        batch = self.running.pop(number)
+        number = data.draw(st.sampled_from(self.flying()))
+        # The first of those that it has, or one that could not be begun.
+        begun = fate in ("ok", "dead", "lost") or data.draw(st.booleans())
+        batch = self.running[number].pop(0 if begun else -1)
         batch.collated, batch.finished = self.now, self.now + 0.001
         poison = [part for part in batch.parts if part.request.poison]
-        if fate == "dead" and data.draw(st.integers(0, 4)):
+        if fate in ("dead", "lost") and data.draw(st.integers(0, 4)):
             fate = "ok"
         if fate == "memory":
             outcome = NoMemory()
         elif fate == "dead":
             outcome = Died()
+        elif fate == "lost":
+            outcome = Died(f"cuda:{number % 2}")
         elif poison and fate == "reject":
             start, rows = 0, []
             for part in batch.parts:
@@ -202,7 +214,8 @@ class Machine(RuleBasedStateMachine):
         held = dict.fromkeys(KEYS, 0)
         waiting = dict.fromkeys(KEYS, 0)
         quota = 0
-        in_batches = {id(part.request) for batch in self.running.values() for part in batch.parts}
+        batches = [batch for batches in self.running.values() for batch in batches]
+        in_batches = {id(part.request) for batch in batches for part in batch.parts}
         for request in self.requests:
             if request.state not in FINAL or id(request) in in_batches:
                 held[request.lane.key] += request.nbytes
@@ -225,20 +238,23 @@ class Machine(RuleBasedStateMachine):
                 assert figures.held_bytes == held[key]
                 assert figures.lanes <= 2
                 assert 1.0 <= figures.wait_margin <= 4.0
+                mine = [self.running[number] for number, other in self.instances.items() if other == key]
+                assert figures.running_batches == sum(map(len, mine))
+                assert len(figures.running_since) == sum(map(bool, mine))
 
     def teardown(self):
         """Liveness: faults stop, and everything comes to an end."""
         if not hasattr(self, "core"):
             return
         for _ in range(2000):
-            if self.core.idle() and not self.running:
+            if self.core.idle() and not self.flying():
                 break
             self.dispatch()
             self.now += 0.02
             self.core.tick(self.now)
             self.settle()
-            for number, batch in list(self.running.items()):
-                del self.running[number]
+            for number in self.flying():
+                batch = self.running[number].pop(0)
                 batch.collated, batch.finished = self.now, self.now + 0.001
                 bad = any(part.request.poison for part in batch.parts)
                 outcome = Faulted(Internal("x")) if bad else Succeeded(batch)

@@ -90,17 +90,47 @@ class Doubler:
         self.closed.set()
 
 
+class Relay(Doubler):
+    """One that has a batch on its way while another is computed."""
+
+    depth = 2
+    device = "cuda:0"
+
+    def __init__(self):
+        super().__init__()
+        self.issued = []
+        self.both = threading.Event()
+
+    def issue(self, batch):
+        self.threads.add(threading.current_thread().name)
+        if "refuse" in batch.inputs:
+            raise ValueError("secret")
+        if "leave" in batch.inputs:
+            raise SystemExit(3)
+        self.issued.append(batch.inputs)
+        if len(self.issued) == 2:
+            self.both.set()
+        return batch.inputs
+
+    def collect(self, ticket):
+        if "lost" in ticket:
+            raise EngineDead("no more", self.device)
+        return self.infer(EngineBatch(ticket, len(ticket)))
+
+
 class Host:
     """A dispatcher: turns until something is the case."""
 
-    def __init__(self, *, inline, instances=1, clock=time.monotonic, **policy):
+    def __init__(self, *, inline=False, instances=1, clock=time.monotonic, kind=Doubler, **policy):
         self.woken = threading.Event()
         self.clock = clock
         self.core = Core()
         self.runner = Runner(self.core, wake=self.woken.set, clock=clock)
-        self.doublers = [Doubler() for _ in range(instances)]
+        self.doublers = [kind() for _ in range(instances)]
         self.health = []
+        self.lost = []
         self.runner.listen(lambda *change: self.health.append(change))
+        self.runner.listen_for_devices(self.lost.append)
         costs = CostModel([(BUCKET, rows, 1e-5) for rows in (1, 4)])
         policy = ModelPolicy(**({"max_batch_size": 4, "best_batch_size": 4} | policy))
         self.numbers = self.runner.add(KEY, policy, costs, self.doublers, Collate(), inline, clock())
@@ -311,3 +341,120 @@ def test_the_watchdog_is_told_what_an_inline_batch_may_take(host):
     h = host(inline=True, max_execution=7.0)
     h.call(1)
     assert h.runner.longest_batch() == 7.0
+
+
+# --- Instances that have a second batch on its way
+
+
+def in_flight(h, first, second):
+    """Two calls of four rows, each a batch, of which the first is being computed and the second issued."""
+    relay = h.doublers[0]
+    relay.gate.clear()
+    calls = [h.call(*first), h.call(*second)]
+    h.runner.turn(h.clock())
+    assert relay.entered.wait(30)
+    return calls
+
+
+def test_a_second_batch_is_issued_while_the_first_runs(host):
+    """By a thread of its own; a third waits for the first to come back, and results come in order."""
+    h = host(kind=Relay)
+    calls = in_flight(h, range(4), range(4, 8))
+    relay = h.doublers[0]
+    assert relay.both.wait(30)
+    third = h.call(*range(8, 12))
+    h.runner.turn(h.clock())
+    assert h.core.figures(KEY).running_batches == 2
+    relay.gate.set()
+    h.until(third.done.is_set)
+
+    assert [call.result for call in (*calls, third)] == [[2 * (4 * n + i) for i in range(4)] for n in range(3)]
+    assert calls[0].batch.finished <= calls[1].batch.finished <= third.batch.finished
+    assert relay.threads == {"instance-0-issue", "instance-0"}
+    assert h.runner.idle()
+
+
+def test_a_batch_that_can_not_be_issued_comes_back_after_the_one_before(host):
+    """And is cut up; only the culprit fails."""
+    h = host(kind=Relay)
+    relay = h.doublers[0]
+    relay.gate.clear()
+    first = h.call(*range(4))
+    calls = [h.call(value) for value in (1, "refuse", 3, 4)]
+    h.runner.turn(h.clock())
+    assert relay.entered.wait(30)
+    relay.gate.set()
+    h.until(lambda: first.done.is_set() and all(call.done.is_set() for call in calls))
+
+    assert first.result == [0, 2, 4, 6]
+    assert [call.result for call in calls] == [[2], None, [6], [8]]
+    assert isinstance(calls[1].error, Internal)
+
+
+def test_what_is_in_flight_at_the_end_of_a_collecting_thread_fails(host):
+    """Nothing is lost silently: the batch behind and what waits fail, the instance is closed."""
+    h = host(kind=Relay)
+    calls = in_flight(h, ("exit", 1, 2, 3), range(4))
+    assert h.doublers[0].both.wait(30)
+    waiting = h.call(1)
+    h.doublers[0].gate.set()
+    h.until(lambda: all(call.done.is_set() for call in (*calls, waiting)) and h.doublers[0].closed.is_set())
+    h.until(h.runner.idle)
+
+    assert {type(call.error) for call in (*calls, waiting)} == {EngineUnavailable}
+    assert h.health == [(KEY, 0, 1)]
+    assert h.core.held_bytes == 0
+
+
+def test_what_was_issued_before_the_end_of_an_issuing_thread_is_collected(host):
+    """The batch that it ended in fails, the one before it does not."""
+    h = host(kind=Relay)
+    calls = in_flight(h, range(4), ("leave", 1, 2, 3))
+    h.doublers[0].gate.set()
+    h.until(lambda: all(call.done.is_set() for call in calls) and h.doublers[0].closed.is_set())
+    h.until(h.runner.idle)
+
+    assert calls[0].result == [0, 2, 4, 6]
+    assert isinstance(calls[1].error, EngineUnavailable)
+    assert h.core.held_bytes == 0
+
+
+def test_a_removed_model_finishes_both_batches(host):
+    """Then its instance is closed."""
+    h = host(kind=Relay)
+    calls = in_flight(h, range(4), range(4, 8))
+    closed = []
+    h.runner.remove(KEY, h.clock(), lambda: closed.append(True))
+    h.runner.turn(h.clock())
+    assert not closed
+    h.doublers[0].gate.set()
+    h.until(lambda: closed)
+
+    assert [call.result for call in calls] == [[0, 2, 4, 6], [8, 10, 12, 14]]
+
+
+def test_a_lost_device_is_told(host):
+    """After the health of what ran on it."""
+    h = host(kind=Relay, instances=2)
+    call = h.call("lost")
+    h.until(call.done.is_set)
+
+    assert isinstance(call.error, EngineUnavailable)
+    assert h.health == [(KEY, 1, 2), (KEY, 0, 2)]
+    assert h.lost == ["cuda:0"]
+
+
+def test_a_stuck_first_batch_fails_the_one_behind(host):
+    """When it returns after all, both are run for nobody, and the instance serves again."""
+    times = [0.0]
+    h = host(kind=Relay, clock=lambda: times[0], max_execution=2.0)
+    calls = in_flight(h, range(4), range(4, 8))
+    times[0] = 2.0
+    h.runner.turn(2.0)
+    assert {type(call.error) for call in calls} == {EngineUnavailable}
+    h.doublers[0].gate.set()
+    h.until(lambda: h.runner.stuck() == [])
+    after = h.call(4)
+    h.until(after.done.is_set)
+
+    assert after.result == [8]

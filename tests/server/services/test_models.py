@@ -33,7 +33,12 @@ class Models:
         self.refreshed = 0
         points = [SimpleNamespace(bucket=((3, 224),), rows=8, seconds=0.002, corrections=4)]
         figures = SimpleNamespace(
-            queued_rows=3, held_bytes=70, wait_margin=1.5, usable_instances=1, running_since=(99.5, 99.75)
+            queued_rows=3,
+            held_bytes=70,
+            wait_margin=1.5,
+            usable_instances=1,
+            running_batches=2,
+            running_since=(99.5, 99.75),
         )
         accounts = Accounts(
             {("a", 7): figures}.__getitem__, {("a", 7): points}.__getitem__, self.statistics, clock=lambda: 100.0
