@@ -68,7 +68,7 @@ def test_only_commands_that_exist_are_shown():
     for page in PAGES:
         for block in _FENCE.findall(page.read_text()):
             for line in block.splitlines():
-                found = re.match(r"(?:\$ )?(?:until |! |\w+=\$\()?forebay (\w+)", line)
+                found = re.match(r"(?:\$ )?(?:until |! |\w+=\$\()?forebay (\w[\w-]*)", line)
                 if found:
                     assert found[1] in COMMANDS, f"{page.name}: {line}"
                     shown.add(found[1])

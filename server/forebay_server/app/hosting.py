@@ -145,9 +145,11 @@ class Hosting:
             self._dispatcher.post(lambda: self._catalogue.set_state(served, state, words))
 
         try:
-            loaded = load(model, cache_dir=self._cache_dir, progress=progress)
+            loaded = load(model, cache_dir=self._cache_dir, progress=progress, stopping=self._stopping.is_set)
         except (ModelLoadError, ConfigError) as error:
             spans.end(error)
+            if self._stopping.is_set():
+                return False
             message = str(error)
             self.failure = message
             _log.error("model_failed", name=served.name, error=message)

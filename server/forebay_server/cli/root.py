@@ -9,6 +9,7 @@ COMMANDS: Final = {
     "serve": "forebay_server.cli.serve:serve",
     "check": "forebay_server.cli.check:check",
     "config": "forebay_server.cli.config:config",
+    "build-plan": "forebay_server.cli.build_plan:build_plan",
     "predict": "forebay_server.cli.predict:predict",
     "stream": "forebay_server.cli.predict:stream",
     "batch": "forebay_server.cli.batch:batch",

@@ -70,7 +70,8 @@ class ServerConfig(Section, frozen=True):
     watchdog_s: NonNegativeNumber = 10.0
     """The process ends if its dispatcher stands still for this long beyond what the batch may take; 0: never."""
     cache_dir: str = ""
-    """Where measured costs are kept. Empty: `$XDG_CACHE_HOME/forebay`, else `~/.cache/forebay`."""
+    """Where measured costs are kept, and what engines build. Empty: `$XDG_CACHE_HOME/forebay`, else
+    `~/.cache/forebay`."""
 
 
 class LimitsConfig(Section, frozen=True):

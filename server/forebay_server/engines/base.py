@@ -12,10 +12,11 @@ keeps no view of them. The arrays that `infer` returns belong to the caller unti
 its output buffers must copy, and outputs must not alias inputs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from forebay_server.config.tree import BatchingConfig, BucketsConfig
 from forebay_server.tensors import Array, ModelSpec
 
 ParameterValue = bool | int | float | str
@@ -128,8 +129,26 @@ class EngineOptions(Protocol):
     instances: int
     threads: int
     """Threads of one instance; 0: the CPU quota shared among the instances."""
+    device: str
+    """Where it is to run: `cpu`, or `cuda:` and the GPU's index. One engine is on one device."""
+    memory: int
+    """Bytes that it may take on a GPU, for buffers and its own arena; 0: what there is."""
     options: Mapping[str, ParameterValue]
     """The engine's own options, from `[engine]` in the model's TOML."""
+    batching: BatchingConfig
+    """What the owner has set of batches, for engines that are built for certain sizes."""
+    buckets: BucketsConfig
+    """What the owner has set of shapes, for engines that are built for certain ones."""
+    cache_dir: Path | None
+    """Where an engine may keep what took long to make; None: nowhere."""
+
+    @property
+    def progress(self) -> Callable[[str], None]:
+        """Told, in a few words, what `load` is doing if that takes long. For any thread."""
+
+    @property
+    def stopping(self) -> Callable[[], bool]:
+        """Whether nobody wants the model any more, so that a `load` that takes long may end. For any thread."""
 
 
 class EngineFactory(Protocol):

@@ -5,8 +5,6 @@ the time to measure: it is logged, never an error. Called by the loader, and by 
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -14,6 +12,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from forebay_server.engines import files
 from forebay_server.models.warm_up import Measurement
 
 FORMAT: Final = 1
@@ -92,14 +91,7 @@ class CostCache:
         )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".cost-")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(msgspec.json.encode(profile))
-                Path(temporary).replace(self._folder / key.file_name())
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            files.replace(self._folder / key.file_name(), msgspec.json.encode(profile))
         except OSError as error:
             _log.warning("cost profile not saved", folder=str(self._folder), error=str(error))
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from forebay_server.config.tree import ModelConfig
+from forebay_server.config.tree import BatchingConfig, BucketsConfig, ModelConfig
 from forebay_server.engines import registry
 from forebay_server.engines.base import Engine, Instance, ModelLoadError, ParameterValue
 from forebay_server.engines.collate import Collator
@@ -78,13 +78,29 @@ class Loaded:
         self.engine.close()
 
 
-def load(config: ModelConfig, *, cache_dir: Path | None = None, progress: Progress | None = None) -> Loaded:
+def _unheard(_words: str) -> None:
+    """Nobody wants to know."""
+
+
+def _never() -> bool:
+    return False
+
+
+def load(
+    config: ModelConfig,
+    *,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+    stopping: Callable[[], bool] = _never,
+) -> Loaded:
     """Loads a model, warms it up and measures it.
 
     Args:
         config: The server's settings for it; those of the TOML beside its file fill in what they leave open.
-        cache_dir: Where measured costs are kept; None: nowhere.
+        cache_dir: Where measured costs are kept, and what engines make; None: nowhere.
         progress: Told about each step.
+        stopping: Whether nobody wants the model any more; what takes long may then end with ModelLoadError. It is asked
+            by any thread.
 
     Raises:
         ConfigError: The settings are wrong.
@@ -100,7 +116,16 @@ def load(config: ModelConfig, *, cache_dir: Path | None = None, progress: Progre
     found = registry.find(config.engine.name, config.path)
     if isinstance(found.path, Path):
         _check_file(found.path)
-    options = EngineSettings(config.engine.instances, config.engine.threads, config.engine.options)
+    options = EngineSettings(
+        config.engine.instances,
+        config.engine.threads,
+        config.engine.options,
+        batching=config.batching,
+        buckets=config.buckets,
+        cache_dir=cache_dir,
+        progress=lambda words: tell(ModelState.LOADING, words),
+        stopping=stopping,
+    )
     engine = found.factory(found.path, options)
     instances: list[Instance] = []
     try:
@@ -123,6 +148,13 @@ class EngineSettings:
     instances: int
     threads: int
     options: Mapping[str, ParameterValue]
+    device: str = ""
+    memory: int = 0
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    buckets: BucketsConfig = field(default_factory=BucketsConfig)
+    cache_dir: Path | None = None
+    progress: Callable[[str], None] = _unheard
+    stopping: Callable[[], bool] = _never
 
 
 def _check_file(path: Path) -> None:

@@ -5,10 +5,10 @@ Written by the dispatcher thread only (`Catalogue` is how), read there on every 
 
 from collections.abc import Sequence
 from enum import IntEnum
-from itertools import product
 from typing import TYPE_CHECKING, Final
 
 from forebay_server.config.tree import BucketsConfig, ModelConfig
+from forebay_server.engines import buckets
 from forebay_server.errors import ConfigError, InvalidRequest
 from forebay_server.tensors import FREE, ModelSpec
 
@@ -56,11 +56,9 @@ class Buckets:
         self._names = [tensor.name for tensor in spec.inputs]
         self._row_shapes = [tensor.shape[lead:] for tensor in spec.inputs]
         self._ladders: list[list[tuple[int, ...]] | None] = [None] * len(spec.inputs)
+        buckets.check(dict(zip(self._names, self._row_shapes, strict=True)), config.shapes)
         for name, shapes in config.shapes.items():
-            if name not in self._names:
-                raise ConfigError(f"buckets.shapes: the model has no input {name!r}; it has {', '.join(self._names)}")
-            index = self._names.index(name)
-            self._ladders[index] = [_checked(name, tuple(shape), self._row_shapes[index]) for shape in shapes]
+            self._ladders[self._names.index(name)] = [tuple(shape) for shape in shapes]
         outputs = {tensor.name: len(tensor.shape) - lead for tensor in spec.outputs}
         ranks = [len(shape) for shape in self._row_shapes]
         for name, follows in config.outputs.items():
@@ -72,24 +70,11 @@ class Buckets:
         self.only: Bucket | None = tuple(self._row_shapes) if fixed else None
         """The bucket of every request, if there is but one."""
 
-    def known(self, limit: int = 64) -> list[Bucket]:
+    def known(self, limit: int = buckets.MOST) -> list[Bucket]:
         """The buckets that can be named beforehand, smallest first, at most `limit`; none if shapes are open."""
         if self.only is not None:
             return [self.only]
-        choices: list[Sequence[tuple[int, ...]]] = []
-        for ladder, shape in zip(self._ladders, self._row_shapes, strict=True):
-            if ladder:
-                choices.append(ladder)
-            elif FREE not in shape:
-                choices.append([shape])
-            else:
-                return []
-        lengths = {len(choice) for choice in choices if len(choice) > 1}
-        if len(lengths) <= 1:  # inputs with equally many shapes (ids and their mask) go up together
-            steps = lengths.pop() if lengths else 1
-            together = [[choice[min(step, len(choice) - 1)] for choice in choices] for step in range(steps)]
-            return [tuple(shapes) for shapes in together][:limit]
-        return [tuple(shapes) for shapes, _ in zip(product(*choices), range(limit), strict=False)]
+        return buckets.named(self._row_shapes, self._ladders, limit)
 
     def of(self, shapes: Sequence[tuple[int, ...]]) -> Bucket:
         """The bucket for a request's shapes, each without the batch dimension and valid by the specification.
@@ -115,16 +100,6 @@ class Buckets:
         if violations:
             raise InvalidRequest(violations)
         return tuple(bucket)
-
-
-def _checked(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) != len(wanted) or any(
-        length < 1 or most not in (FREE, length) for length, most in zip(shape, wanted, strict=True)
-    ):
-        raise ConfigError(
-            f"buckets.shapes: {list(shape)} does not fit the input {name!r}, whose rows are {list(wanted)}"
-        )
-    return shape
 
 
 class Served:
