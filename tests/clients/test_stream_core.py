@@ -288,6 +288,24 @@ def test_an_outage_is_borne_for_its_time_at_a_stretch(answers):
     assert core.final_error().taken == (2 if answers else 1)
 
 
+def test_nobody_owes_an_answer_to_an_idle_stream():
+    """Calls that are lost while no item waits are no outage, however long that lasts; with an item it begins."""
+    clock = Clock()
+    core = made(outage=1.0, clock=clock, until=1e9)
+    for _ in range(3):
+        clock.now += 60
+        assert core.end(Unavailable("gone")) is not None
+        core.begin()
+    core.take(REQUEST)
+    pauses = 0
+    while (pause := core.end(Unavailable("gone"))) is not None:
+        clock.now += pause
+        pauses += 1
+        core.begin()
+    assert pauses > 0
+    assert delivered(core) == [("Unavailable", 0)]
+
+
 def test_the_streams_deadline_bounds_all_calls():
     """The timeout of each call is what is left, and no pause goes beyond it."""
     clock = Clock()

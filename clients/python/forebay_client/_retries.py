@@ -114,6 +114,10 @@ class Patience:
             raise error
         return pause
 
+    def rest(self) -> float:
+        """The pause after a call that was lost while nobody owed an answer, which is no outage."""
+        return self._pauses.next()
+
     def restore(self) -> None:
         """The server answered."""
         self._gone_since = None

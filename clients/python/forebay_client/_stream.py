@@ -8,9 +8,9 @@ and delivered are *held*, and never more than the window. Each item that was tak
 prediction or as an error.
 
 If the server goes away or drains, another call is made, and what was sent and not answered is sent again on it; what
-was answered is not. Only if nobody has answered anything for the time of an `outage` is the stream over: then the items
-that were taken fail, and unless the source is exhausted one more error follows, whose `taken` says where the rest
-begins.
+was answered is not. Only if nobody has answered anything for the time of an `outage`, though items wait for an answer,
+is the stream over: then the items that were taken fail, and unless the source is exhausted one more error follows,
+whose `taken` says where the rest begins.
 """
 
 from collections import deque
@@ -241,6 +241,8 @@ class StreamCore:
         else:
             left = error
         if (self._unanswered or not self._closed) and self._outage and isinstance(left, Unavailable):
+            if not self._unanswered:
+                return self._patience.rest()
             try:
                 return self._patience.after(left)
             except ForebayError:
