@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	_ "google.golang.org/grpc/health" // client-side health checking, which the service configuration asks for
@@ -24,19 +25,19 @@ const (
 
 	keepaliveTime    = 30 * time.Second // servers accept a ping every 10
 	keepaliveTimeout = 20 * time.Second
+	firstReconnect   = 100 * time.Millisecond
+	lastReconnect    = 5 * time.Second
+	connectTimeout   = 20 * time.Second // gRPC's default
 	tenantKey        = "x-forebay-tenant"
 )
 
-// serviceConfig balances calls over all addresses of the target, leaves out servers whose health says that they do not
-// serve, and has gRPC repeat UNAVAILABLE, which did not run or is harmless to run again. RESOURCE_EXHAUSTED is not on the
-// list: gRPC would obey the server's pushback where there is one, but also repeat messages that are too large.
-const serviceConfig = `{
-  "loadBalancingConfig": [{"round_robin": {}}],
-  "healthCheckConfig": {"serviceName": ""},
-  "methodConfig": [{
+// repetitions has gRPC repeat UNAVAILABLE, which did not run or is harmless to run again. The other calls about jobs are
+// repeated by their methods, for longer. RESOURCE_EXHAUSTED is not on the list: gRPC would obey the server's pushback where
+// there is one, but also repeat messages that are too large; [Error.Temporary] tells these apart.
+const repetitions = `"methodConfig": [{
     "name": [{"service": "forebay.v1.InferenceService", "method": "Predict"},
              {"service": "forebay.v1.ModelService"},
-             {"service": "forebay.v1.JobService"}],
+             {"service": "forebay.v1.JobService", "method": "ListJobs"}],
     "retryPolicy": {
       "maxAttempts": 4,
       "initialBackoff": "0.05s",
@@ -45,14 +46,38 @@ const serviceConfig = `{
       "retryableStatusCodes": ["UNAVAILABLE"]
     }
   }],
-  "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1}
-}`
+  "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1}`
+
+// serviceConfig balances calls over all addresses of the target and, with health, leaves out servers that say that they do
+// not serve.
+func serviceConfig(health bool) string {
+	checked := ""
+	if health {
+		checked = `"healthCheckConfig": {"serviceName": ""}, `
+	}
+	return `{"loadBalancingConfig": [{"round_robin": {}}], ` + checked + repetitions + "}"
+}
+
+// maybeSeveral is whether a target may stand for more than one server: if it says how it is to be resolved, as in
+// dns:///name:port, and that is not a socket or an address.
+func maybeSeveral(target string) bool {
+	scheme, rest, _ := strings.Cut(target, ":")
+	switch scheme {
+	case "dns":
+		return true
+	case "unix", "unix-abstract", "passthrough":
+		return false
+	}
+	return strings.HasPrefix(rest, "//")
+}
 
 // Client calls a Forebay server, or several behind one name. It may be used by many goroutines.
 type Client struct {
 	conn      *grpc.ClientConn
 	inference forebayv1.InferenceServiceClient
 	jobs      forebayv1.JobServiceClient
+	retry     Retry
+	budget    *budget
 	timeout   time.Duration
 	metadata  []string
 }
@@ -62,6 +87,8 @@ type Option func(*settings)
 
 type settings struct {
 	credentials credentials.TransportCredentials
+	retry       Retry
+	health      bool
 	timeout     time.Duration
 	maxBytes    int
 	metadata    []string
@@ -71,6 +98,17 @@ type settings struct {
 // WithTLS encrypts the connection; with certificates in the credentials, mutually.
 func WithTLS(credentials credentials.TransportCredentials) Option {
 	return func(s *settings) { s.credentials = credentials }
+}
+
+// WithRetry sets how predictions are repeated beyond what gRPC does, instead of by [DefaultRetry].
+func WithRetry(retry Retry) Option {
+	return func(s *settings) { s.retry = retry }
+}
+
+// WithHealthCheck sets whether servers that say that they do not serve are left out. By default they are if the target may
+// stand for several; a single server that refuses says better why.
+func WithHealthCheck(check bool) Option {
+	return func(s *settings) { s.health = check }
 }
 
 // WithTimeout sets the deadline of calls whose context has none.
@@ -93,25 +131,39 @@ func WithMetadata(key, value string) Option {
 	return func(s *settings) { s.metadata = append(s.metadata, strings.ToLower(key), value) }
 }
 
-// WithDialOptions passes further options to gRPC; they are stronger than this package's.
+// WithDialOptions passes further options to gRPC, such as interceptors and resolvers; they are stronger than this package's.
 func WithDialOptions(options ...grpc.DialOption) Option {
 	return func(s *settings) { s.dialOptions = append(s.dialOptions, options...) }
 }
 
 // Dial makes a client for a target: host:port, unix:/path, or any other that gRPC resolves (dns:///name:port balances over
-// all addresses of the name). It connects with the first call.
+// all addresses of the name, and leaves out those whose servers do not serve). It connects with the first call.
 //
 // Within a call's deadline gRPC repeats UNAVAILABLE up to three times, elsewhere if there is an elsewhere, unless a tenth
-// of all calls fail; predictions and the other calls of the contract may be repeated without harm.
+// of all calls fail; predictions and the other calls of the contract may be repeated without harm. [Client.Predict] also
+// repeats what was shed, and what stays UNAVAILABLE for longer, as [WithRetry] says.
 func Dial(target string, options ...Option) (*Client, error) {
-	s := settings{credentials: insecure.NewCredentials(), timeout: DefaultTimeout, maxBytes: DefaultMaxMessageBytes}
+	s := settings{
+		credentials: insecure.NewCredentials(), retry: DefaultRetry(), health: maybeSeveral(target),
+		timeout: DefaultTimeout, maxBytes: DefaultMaxMessageBytes,
+	}
 	for _, option := range options {
 		option(&s)
 	}
+	if err := s.retry.check(); err != nil {
+		return nil, err
+	}
 	dialOptions := []grpc.DialOption{
 		grpc.WithTransportCredentials(s.credentials),
-		grpc.WithDefaultServiceConfig(serviceConfig),
+		grpc.WithDefaultServiceConfig(serviceConfig(s.health)),
 		grpc.WithUserAgent("forebay-go"),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			// gRPC's own pauses between attempts to connect grow to two minutes: long after a server is back.
+			Backoff: backoff.Config{
+				BaseDelay: firstReconnect, Multiplier: 1.6, Jitter: 0.2, MaxDelay: lastReconnect,
+			},
+			MinConnectTimeout: connectTimeout,
+		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: keepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true,
 		}),
@@ -130,6 +182,8 @@ func Dial(target string, options ...Option) (*Client, error) {
 		conn:      conn,
 		inference: forebayv1.NewInferenceServiceClient(conn),
 		jobs:      forebayv1.NewJobServiceClient(conn),
+		retry:     s.retry,
+		budget:    newBudget(s.retry),
 		timeout:   s.timeout,
 		metadata:  s.metadata,
 	}, nil

@@ -2,12 +2,14 @@ package forebay
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	forebayv1 "github.com/forebay/forebay/gen/go/forebay/v1"
@@ -16,6 +18,7 @@ import (
 const (
 	domain       = "forebay"
 	reasonPrefix = "ERROR_REASON_"
+	pushbackKey  = "grpc-retry-pushback-ms"
 )
 
 // Reason is what happened, as the contract's ErrorReason.
@@ -63,22 +66,59 @@ func (e *Error) Error() string {
 func (e *Error) GRPCStatus() *status.Status { return e.status }
 
 // Temporary is whether the same request may succeed later or elsewhere: the server is draining, loading or without its
-// engine or store, or it is overloaded and has said when to come back.
+// engine or store, or it is overloaded and has said when to come back. A message that is too large, whose code is that of
+// overload, is not.
 func (e *Error) Temporary() bool {
-	return e.Code == codes.Unavailable || (e.Code == codes.ResourceExhausted && e.RetryDelay > 0)
+	switch e.Code {
+	case codes.Unavailable:
+		return true
+	case codes.ResourceExhausted:
+		return e.RetryDelay > 0 && !e.tooLarge()
+	}
+	return false
 }
+
+// tooLarge is whether gRPC, here or there, refused a message for its size: a limit that has no reason, only this text.
+func (e *Error) tooLarge() bool {
+	return e.ReasonName == "" && strings.Contains(e.Message, "larger than max")
+}
+
+// away is whether the server may be gone and come back: to ask it again does no harm to who only asks.
+func (e *Error) away() bool { return e.Code == codes.Unavailable || e.Code == codes.DeadlineExceeded }
+
+// unavailable is an error that this client finds, and not the server or gRPC.
+func unavailable(message string) *Error { return fromStatus(status.New(codes.Unavailable, message)) }
 
 // wrap makes an error of gRPC ours. Nil stays nil.
 func wrap(err error) error {
 	if err == nil {
 		return nil
 	}
+	return fromError(err)
+}
+
+func fromError(err error) *Error {
 	// FromError also knows what a context's end means.
 	found, ok := status.FromError(err)
 	if !ok {
 		found = status.FromContextError(err)
 	}
 	return fromStatus(found)
+}
+
+// fromCall makes an error of gRPC ours, with what the trailer says of it beyond its status: a proxy may say when to come
+// back by it alone. Nil stays nil.
+func fromCall(err error, trailer metadata.MD) *Error {
+	if err == nil {
+		return nil
+	}
+	made := fromError(err)
+	if pushback := trailer.Get(pushbackKey); made.RetryDelay == 0 && len(pushback) > 0 {
+		if milliseconds, err := strconv.ParseUint(pushback[0], 10, 31); err == nil {
+			made.RetryDelay = time.Duration(milliseconds) * time.Millisecond
+		}
+	}
+	return made
 }
 
 func fromProto(proto *rpcstatus.Status) *Error { return fromStatus(status.FromProto(proto)) }

@@ -8,7 +8,6 @@ import (
 	"iter"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -28,11 +27,7 @@ const (
 	Expired   = forebayv1.JobState_JOB_STATE_EXPIRED
 )
 
-const (
-	pollWait  = 20 * time.Second
-	pauseMin  = 50 * time.Millisecond
-	pauseMost = 2 * time.Second
-)
+const pollWait = 20 * time.Second // that one call waits for a job, at most
 
 // ErrJobCancelled is the outcome of a job that was cancelled.
 var ErrJobCancelled = errors.New("forebay: the job was cancelled")
@@ -89,7 +84,8 @@ func JobRequest(options ...RequestOption) SubmitOption {
 	}
 }
 
-// Submit stores a job; when it returns, the job is on the server's disk.
+// Submit stores a job; when it returns, the job is on the server's disk. While the server is UNAVAILABLE it is sent again,
+// under the same key, up to the deadline.
 func (c *Client) Submit(ctx context.Context, model string, inputs []*Tensor, options ...SubmitOption) (*Job, error) {
 	message := &forebayv1.SubmitRequest{Request: requestOf(model, inputs, nil), RequestId: rand.Text()}
 	for _, option := range options {
@@ -97,9 +93,9 @@ func (c *Client) Submit(ctx context.Context, model string, inputs []*Tensor, opt
 	}
 	ctx, cancel := c.call(ctx)
 	defer cancel()
-	response, err := c.jobs.Submit(ctx, message)
+	response, err := insist(ctx, func() (*forebayv1.SubmitResponse, error) { return c.jobs.Submit(ctx, message) })
 	if err != nil {
-		return nil, wrap(err)
+		return nil, err
 	}
 	return jobOf(response.GetJob()), nil
 }
@@ -116,34 +112,36 @@ func (c *Client) Look(ctx context.Context, id string) (*Job, error) {
 }
 
 // Wait waits until a job has finished and gives its result; the context's deadline bounds the wait, and without one it
-// lasts as long as it takes. A server that is away meanwhile (it restarts, say) is waited for.
+// lasts as long as it takes. A server that is away meanwhile (it restarts, say) is waited for, up to a minute.
 //
 // The job's own error is an *Error, or [ErrJobCancelled].
 func (c *Client) Wait(ctx context.Context, id string) (*Result, error) {
 	ctx = c.outgoing(ctx)
-	pause := pauseMin
+	patience, early := newPatience(jobOutage), newPauses()
 	for {
+		asked := time.Now()
 		response, err := c.poll(ctx, id)
+		var pause time.Duration
 		var failure *Error
 		switch {
 		case err == nil && jobOf(response.GetJob()).Done():
 			return outcomeOf(response)
 		case err == nil:
-			pause = pauseMin
-			if response.GetJob() != nil {
-				// A server with too many waiting calls answers at once.
-				if err := sleep(ctx, pauseMin); err != nil {
-					return nil, err
-				}
+			patience.restore()
+			// Where too many calls wait already, the server answers at once: then it is asked less and less often.
+			if time.Since(asked) >= pollWait/2 {
+				early.reset()
 			}
-		case ctx.Err() != nil:
-			return nil, err
-		case errors.As(err, &failure) && (failure.Code == codes.Unavailable || failure.Code == codes.DeadlineExceeded):
-			if err := sleep(ctx, pause); err != nil {
+			pause = early.next(0)
+		case ctx.Err() == nil && errors.As(err, &failure) && failure.away():
+			var ok bool
+			if pause, ok = patience.after(ctx, failure); !ok {
 				return nil, err
 			}
-			pause = min(2*pause, pauseMost)
 		default:
+			return nil, err
+		}
+		if err := sleep(ctx, pause); err != nil {
 			return nil, err
 		}
 	}
@@ -171,62 +169,62 @@ func outcomeOf(response *forebayv1.ResultResponse) (*Result, error) {
 }
 
 // Watch tells a job now and at each change, until it has finished. A watch that breaks off because its server goes away is
-// taken up again, so that a change may be told twice.
+// taken up again for up to a minute, so that a change may be told twice.
 func (c *Client) Watch(ctx context.Context, id string) iter.Seq2[*Job, error] {
 	return func(yield func(*Job, error) bool) {
 		ctx, cancel := context.WithCancel(c.outgoing(ctx))
 		defer cancel()
-		pause := pauseMin
+		patience := newPatience(jobOutage)
 		for {
-			told, err := c.watch(ctx, id, yield)
-			if err == nil {
+			failure := c.watch(ctx, id, &patience, yield)
+			if failure == nil {
 				return
 			}
-			if told {
-				pause = pauseMin
+			pause, ok := time.Duration(0), false
+			if ctx.Err() == nil && failure.away() {
+				pause, ok = patience.after(ctx, failure)
 			}
-			var failure *Error
-			if ctx.Err() != nil || !errors.As(err, &failure) || failure.Code != codes.Unavailable {
-				yield(nil, err)
+			if !ok {
+				yield(nil, failure)
 				return
 			}
 			if err := sleep(ctx, pause); err != nil {
 				yield(nil, err)
 				return
 			}
-			pause = min(2*pause, pauseMost)
 		}
 	}
 }
 
-// watch follows one call; whether it told anything, and nil once nothing more is to be told.
-func (c *Client) watch(ctx context.Context, id string, yield func(*Job, error) bool) (bool, error) {
+// watch follows one call; nil once nothing more is to be told.
+func (c *Client) watch(ctx context.Context, id string, patience *patience, yield func(*Job, error) bool) *Error {
 	stream, err := c.jobs.WatchJob(ctx, &forebayv1.WatchJobRequest{Id: id})
-	if err != nil {
-		return false, wrap(err)
-	}
-	for told := false; ; told = true {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return told, nil
+	for err == nil {
+		var message *forebayv1.WatchJobResponse
+		if message, err = stream.Recv(); err != nil {
+			break
 		}
-		if err != nil {
-			return told, wrap(err)
-		}
+		patience.restore()
 		job := jobOf(message.GetJob())
 		if !yield(job, nil) || job.Done() {
-			return true, nil
+			return nil
 		}
 	}
+	if errors.Is(err, io.EOF) {
+		return unavailable("the server ended the call before the job had ended")
+	}
+	return fromError(err)
 }
 
 // Cancel cancels a job that has not finished, and tells it as it is then.
 func (c *Client) Cancel(ctx context.Context, id string) (*Job, error) {
 	ctx, cancel := c.call(ctx)
 	defer cancel()
-	response, err := c.jobs.CancelJob(ctx, &forebayv1.CancelJobRequest{Id: id})
+	response, err := insist(ctx, func() (*forebayv1.CancelJobResponse, error) {
+		return c.jobs.CancelJob(ctx, &forebayv1.CancelJobRequest{Id: id})
+	})
 	if err != nil {
-		return nil, wrap(err)
+		return nil, err
 	}
 	return jobOf(response.GetJob()), nil
 }
@@ -283,15 +281,4 @@ func timeOf(timestamp *timestamppb.Timestamp) time.Time {
 		return time.Time{}
 	}
 	return timestamp.AsTime()
-}
-
-func sleep(ctx context.Context, duration time.Duration) error {
-	timer := time.NewTimer(duration)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return wrap(ctx.Err())
-	}
 }

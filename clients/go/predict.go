@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"math"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
 	forebayv1 "github.com/forebay/forebay/gen/go/forebay/v1"
 )
 
@@ -97,12 +100,20 @@ func (r *Result) Output(name string) *Tensor {
 }
 
 // Predict runs one request. A request may have many rows; they share batches with those of other callers.
+//
+// What was shed is sent again after the time that the server asked for, and what met nobody after a pause, as [Retry] says;
+// the context's deadline is that of all attempts together.
 func (c *Client) Predict(ctx context.Context, model string, inputs []*Tensor, options ...RequestOption) (*Result, error) {
 	ctx, cancel := c.call(ctx)
 	defer cancel()
-	response, err := c.inference.Predict(ctx, requestOf(model, inputs, options))
+	request := requestOf(model, inputs, options)
+	response, err := retried(ctx, c.retry, c.budget, newPauses(), func() (*forebayv1.PredictResponse, *Error) {
+		var trailer metadata.MD
+		response, err := c.inference.Predict(ctx, request, grpc.Trailer(&trailer))
+		return response, fromCall(err, trailer)
+	})
 	if err != nil {
-		return nil, wrap(err)
+		return nil, err
 	}
 	return resultOf(response), nil
 }

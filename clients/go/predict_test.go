@@ -114,7 +114,7 @@ func TestRefusalTellsWhenToComeBack(t *testing.T) {
 	// One row at a time, 200 ms each, and two may wait.
 	slow := serve(t, "--set", "models.0.batching.max_batch_size=1", "--set", "models.0.batching.max_queued_rows=2",
 		"--set", "models.0.engine.options.base_ms=200")
-	client := dial(t, slow.address)
+	client := dial(t, slow.address, forebay.WithRetry(forebay.Retry{Attempts: 1}))
 	var callers sync.WaitGroup
 	refusals := make(chan *forebay.Error, 16)
 	for range 16 {

@@ -16,7 +16,7 @@ import (
 
 const (
 	defaultWindow = 256 // the server's default, too
-	itemsAMessage = 64  // many in a message are cheaper than one; a message goes out as soon as the source pauses
+	defaultOutage = 10 * time.Second
 )
 
 // Outcome is what became of one item of a stream.
@@ -25,7 +25,7 @@ type Outcome struct {
 	Index int
 	// Result is what the model answered; nil if Err is set.
 	Result *Result
-	// Err is the item's own error, an *Error. The stream goes on.
+	// Err is the item's error, an *Error. The stream goes on, unless it is the stream's own.
 	Err error
 }
 
@@ -34,14 +34,22 @@ type StreamOption func(*streamSettings)
 
 type streamSettings struct {
 	window   int
+	outage   time.Duration
 	order    forebayv1.ResultOrder
 	timeout  time.Duration
 	requests []RequestOption
 }
 
-// Window sets the most items in flight; the server may have a lower limit. The source is not read further ahead.
+// Window sets the most items that were read from the source and whose outcomes were not given out; 256 by default. The server
+// may have a lower limit.
 func Window(items int) StreamOption {
 	return func(s *streamSettings) { s.window = max(items, 1) }
+}
+
+// Outage sets for how long at a stretch no server need answer; 10 s by default. Until then the stream connects again and
+// sends what has no answer once more, each item with its whole timeout. 0: it does not.
+func Outage(duration time.Duration) StreamOption {
+	return func(s *streamSettings) { s.outage = max(duration, 0) }
 }
 
 // AsCompleted gives outcomes as they complete. By default they come in the order of the source.
@@ -60,126 +68,190 @@ func ItemOptions(options ...RequestOption) StreamOption {
 }
 
 // Stream runs a request for each element of the source over one stream. The source is read in a goroutine of its own, at
-// most a window ahead of the results. The error that ends the iteration is the stream's; errors of items are in their
-// outcomes. To leave the loop early cancels what is in flight.
+// most a window ahead of the results. Errors of items are in their outcomes. To leave the loop early cancels what is in
+// flight. When the loop has ended the source is no longer read, so one that may wait should end with the context.
+//
+// If the server goes away or drains, the stream connects again, elsewhere if there is an elsewhere, and sends only what has
+// no answer; each item that was read has one outcome. Only after an [Outage] without any answer, or if something else ends
+// the stream, such as the context, do the items without an answer fail; then the stream's error ends the iteration, with
+// an outcome whose Index is how many items were read.
 //
 // The context's deadline is that of the whole stream; without one it lasts as long as it takes.
 func (c *Client) Stream(ctx context.Context, model string, source iter.Seq[[]*Tensor], options ...StreamOption) iter.Seq2[Outcome, error] {
-	s := streamSettings{window: defaultWindow, order: forebayv1.ResultOrder_RESULT_ORDER_AS_SENT}
+	s := streamSettings{
+		window: defaultWindow, outage: defaultOutage, order: forebayv1.ResultOrder_RESULT_ORDER_AS_SENT,
+	}
 	for _, option := range options {
 		option(&s)
 	}
 	return func(yield func(Outcome, error) bool) {
+		caller := ctx
 		ctx, cancel := context.WithCancel(c.outgoing(ctx))
-		stream, err := c.inference.StreamPredict(ctx)
-		if err != nil {
-			cancel()
-			yield(Outcome{}, wrap(err))
-			return
+		stream := &stream{
+			inference: c.inference,
+			core: newCore(&forebayv1.StreamOptions{
+				Order: s.order, MaxInFlight: int32(min(s.window, 1<<20)),
+			}, s.outage),
+			room: make(chan struct{}, s.window),
+			news: make(chan struct{}, 1),
 		}
-		items := make(chan *forebayv1.StreamItem)
-		room := make(chan struct{}, s.window)
-		var running sync.WaitGroup
-		running.Go(func() { read(ctx, model, source, &s, items, room) })
-		running.Go(func() { send(ctx, stream, &s, items) })
-		defer running.Wait()
+		var reading sync.WaitGroup
+		reading.Go(func() {
+			// A source that ends after the context may end for that, and have more.
+			if stream.read(ctx, model, source, &s) && caller.Err() == nil {
+				stream.exhaust()
+			}
+		})
+		defer reading.Wait()
 		defer cancel()
-		receive(stream, room, yield)
+		stream.run(ctx, yield)
 	}
 }
 
-type call = grpc.BidiStreamingClient[forebayv1.StreamPredictRequest, forebayv1.StreamPredictResponse]
+// stream acts for a core. Three goroutines share it: one reads the source; one, per call, sends; the caller's receives.
+type stream struct {
+	inference forebayv1.InferenceServiceClient
+	room      chan struct{} // has an element for each item that was taken and not given out
+	news      chan struct{} // has one if the core may have something new for the sender
 
-// read makes items of the source while the window has room.
-func read(
-	ctx context.Context, model string, source iter.Seq[[]*Tensor], s *streamSettings,
-	items chan<- *forebayv1.StreamItem, room chan<- struct{},
-) {
-	defer close(items)
-	id := uint64(0)
-	for inputs := range source {
-		item := &forebayv1.StreamItem{Id: id, Request: requestOf(model, inputs, s.requests)}
-		if s.timeout > 0 {
-			item.Timeout = durationpb.New(s.timeout)
-		}
+	mutex sync.Mutex
+	core  *core
+}
+
+// read makes items of the source while the window has room; whether it came to the source's end.
+func (s *stream) read(ctx context.Context, model string, source iter.Seq[[]*Tensor], settings *streamSettings) bool {
+	waitForRoom := func() bool {
 		select {
-		case room <- struct{}{}:
+		case s.room <- struct{}{}:
+			return true
 		case <-ctx.Done():
-			return
-		}
-		select {
-		case items <- item:
-		case <-ctx.Done():
-			return
-		}
-		id++
-	}
-}
-
-// send puts the items that are there into messages. What goes wrong is told by the stream's end.
-func send(ctx context.Context, stream call, s *streamSettings, items <-chan *forebayv1.StreamItem) {
-	message := &forebayv1.StreamPredictRequest{
-		Options: &forebayv1.StreamOptions{Order: s.order, MaxInFlight: int32(min(s.window, 1<<20))},
-	}
-	for {
-		open := gather(ctx, message, items)
-		if len(message.Items) > 0 && stream.Send(message) != nil {
-			return
-		}
-		if !open {
-			// An error here has its cause in what Recv tells.
-			_ = stream.CloseSend()
-			return
-		}
-		message = &forebayv1.StreamPredictRequest{}
-	}
-}
-
-// gather waits for an item and takes those that follow it at once; whether there may be more.
-func gather(ctx context.Context, message *forebayv1.StreamPredictRequest, items <-chan *forebayv1.StreamItem) bool {
-	select {
-	case item, ok := <-items:
-		if !ok {
 			return false
 		}
-		message.Items = append(message.Items, item)
-	case <-ctx.Done():
+	}
+	if !waitForRoom() {
 		return false
 	}
-	for len(message.Items) < itemsAMessage {
-		select {
-		case item, ok := <-items:
-			if !ok {
-				return false
-			}
-			message.Items = append(message.Items, item)
-		default:
-			return true
+	for inputs := range source {
+		item := &forebayv1.StreamItem{Request: requestOf(model, inputs, settings.requests)}
+		if settings.timeout > 0 {
+			item.Timeout = durationpb.New(settings.timeout)
+		}
+		if !s.take(item) || !waitForRoom() {
+			return false
 		}
 	}
 	return true
 }
 
-// receive yields outcomes until the stream ends or nobody wants more.
-func receive(stream call, room <-chan struct{}, yield func(Outcome, error) bool) {
+func (s *stream) exhaust() {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	defer s.tell()
+	s.core.exhaust()
+}
+
+func (s *stream) take(item *forebayv1.StreamItem) bool {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	defer s.tell()
+	return s.core.take(item)
+}
+
+// tell wakes the sender.
+func (s *stream) tell() {
+	select {
+	case s.news <- struct{}{}:
+	default: // it will look anyhow
+	}
+}
+
+// run makes calls until the stream is over or nobody wants more.
+func (s *stream) run(ctx context.Context, yield func(Outcome, error) bool) {
 	for {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
+		failure, wanted := s.call(ctx, yield)
+		if !wanted {
 			return
+		}
+		s.mutex.Lock()
+		pause, again, cause := s.core.end(ctx, failure)
+		left, taken := s.core.left(), s.core.taken
+		s.mutex.Unlock()
+		if again {
+			// If the context ends meanwhile, the next call tells.
+			_ = sleep(ctx, pause)
+			continue
+		}
+		if cause == nil {
+			return
+		}
+		for _, item := range left {
+			if !yield(Outcome{Index: int(item.GetId()), Err: cause}, nil) {
+				return
+			}
+		}
+		yield(Outcome{Index: int(taken)}, cause)
+		return
+	}
+}
+
+// call makes one call and gives out what it answers. It returns what the call ended with, nil for OK, and whether more is
+// wanted.
+func (s *stream) call(ctx context.Context, yield func(Outcome, error) bool) (failure *Error, wanted bool) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	call, err := s.inference.StreamPredict(ctx)
+	if err != nil {
+		return fromError(err), true
+	}
+	s.mutex.Lock()
+	s.core.begin()
+	s.mutex.Unlock()
+	var sending sync.WaitGroup
+	sending.Go(func() { s.send(ctx, call) })
+	defer sending.Wait()
+	defer cancel()
+	for {
+		message, err := call.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil, true
 		}
 		if err != nil {
-			yield(Outcome{}, wrap(err))
-			return
+			return fromError(err), true
 		}
-		for _, result := range message.GetResults() {
-			<-room
-			outcome := Outcome{Index: int(result.GetId())}
-			if response := result.GetResponse(); response != nil {
-				outcome.Result = resultOf(response)
-			} else {
-				outcome.Err = fromProto(result.GetError())
-			}
+		s.mutex.Lock()
+		outcomes, failure := s.core.receive(message)
+		s.tell()
+		s.mutex.Unlock()
+		for _, outcome := range outcomes {
+			<-s.room
 			if !yield(outcome, nil) {
+				return nil, false
+			}
+		}
+		if failure != nil {
+			return failure, true
+		}
+	}
+}
+
+// send sends on a call what the core has for it. What goes wrong is told by the call's end.
+func (s *stream) send(ctx context.Context, call grpc.BidiStreamingClient[forebayv1.StreamPredictRequest, forebayv1.StreamPredictResponse]) {
+	for {
+		s.mutex.Lock()
+		message, more := s.core.next()
+		s.mutex.Unlock()
+		switch {
+		case message != nil:
+			if call.Send(message) != nil {
+				return
+			}
+		case !more:
+			_ = call.CloseSend()
+			return
+		default:
+			select {
+			case <-s.news:
+			case <-ctx.Done():
 				return
 			}
 		}

@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	forebay "github.com/forebay/forebay/clients/go"
+	forebayv1 "github.com/forebay/forebay/gen/go/forebay/v1"
 )
 
 func numbers(t *testing.T, from, to int) iter.Seq[[]*forebay.Tensor] {
@@ -100,8 +104,8 @@ func TestStream(t *testing.T) {
 				break
 			}
 		}
-		// What was taken, what is in flight, and the one that waits for room.
-		if got := read.Load(); got > taken+8+1 {
+		// What was taken, and what is in flight.
+		if got := read.Load(); got > taken+8 {
 			t.Errorf("%d were read, %d taken", got, taken)
 		}
 	})
@@ -123,4 +127,189 @@ func TestStream(t *testing.T) {
 			t.Errorf("%v", last)
 		}
 	})
+}
+
+// collect takes a whole stream: the outcomes, and the stream's own error with the index that it has.
+func collect(stream iter.Seq2[forebay.Outcome, error]) (outcomes []forebay.Outcome, last forebay.Outcome, err error) {
+	for outcome, failure := range stream {
+		if failure != nil {
+			last, err = outcome, failure
+			continue
+		}
+		outcomes = append(outcomes, outcome)
+	}
+	return outcomes, last, err
+}
+
+func TestAStreamConnectsAgain(t *testing.T) {
+	answerOne := func(stream itemStream) error {
+		message, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		return stream.Send(&forebayv1.StreamPredictResponse{
+			Results: []*forebayv1.StreamResult{echoed(message.GetItems()[0])},
+		})
+	}
+	for name, breakOff := range map[string]func(stream itemStream) error{
+		"after a server that went away": func(stream itemStream) error {
+			return errors.Join(answerOne(stream), status.Error(codes.Unavailable, "gone"))
+		},
+		"after one that ended it early": answerOne,
+		"after one that drains": func(stream itemStream) error {
+			message, err := stream.Recv()
+			if err != nil {
+				return err
+			}
+			response := &forebayv1.StreamPredictResponse{Drain: &forebayv1.DrainNotice{}}
+			refusal := failed(t, codes.Unavailable, "DRAINING", 0).Proto()
+			for index, item := range message.GetItems() {
+				result := &forebayv1.StreamResult{
+					Id: item.GetId(), Outcome: &forebayv1.StreamResult_Error{Error: refusal},
+				}
+				if index == 0 {
+					result = echoed(item)
+				}
+				response.Results = append(response.Results, result)
+			}
+			if err := stream.Send(response); err != nil {
+				return err
+			}
+			for err == nil { // the caller closes its side
+				_, err = stream.Recv()
+			}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := newFake(t, &fake{stream: func(call int, stream itemStream) error {
+				if call == 0 {
+					return breakOff(stream)
+				}
+				return echo(stream)
+			}})
+			client := dial(t, server.address)
+			outcomes, _, err := collect(client.Stream(within(t, 20*time.Second), "m", numbers(t, 0, 100), forebay.Window(16)))
+			if err != nil || len(outcomes) != 100 {
+				t.Fatalf("%d outcomes, %v", len(outcomes), err)
+			}
+			for index, outcome := range outcomes {
+				if outcome.Index != index || outcome.Err != nil || first(t, outcome.Result) != float32(index) {
+					t.Fatalf("%+v in place %d", outcome, index)
+				}
+			}
+			streams := server.ids()
+			if len(streams) != 2 || streams[1][0] != 1 || len(streams[1]) != 99 || !slices.IsSorted(streams[1]) {
+				t.Errorf("sent were %v", streams)
+			}
+		})
+	}
+}
+
+func TestAStreamThatIsOver(t *testing.T) {
+	refusing := func(code codes.Code) func(int, itemStream) error {
+		return func(_ int, stream itemStream) error {
+			if _, err := stream.Recv(); err != nil {
+				return err
+			}
+			return status.Error(code, "no")
+		}
+	}
+	foreign := func(_ int, stream itemStream) error {
+		if _, err := stream.Recv(); err != nil {
+			return err
+		}
+		return stream.Send(&forebayv1.StreamPredictResponse{Results: []*forebayv1.StreamResult{{Id: 4711}}})
+	}
+	for name, test := range map[string]struct {
+		stream  func(call int, stream itemStream) error
+		outage  time.Duration
+		code    codes.Code
+		several bool
+	}{
+		"after an outage":                    {refusing(codes.Unavailable), 300 * time.Millisecond, codes.Unavailable, true},
+		"at once, if it need not bear any":   {refusing(codes.Unavailable), 0, codes.Unavailable, false},
+		"at once, if the server can't count": {foreign, time.Minute, codes.Internal, false},
+		"at once, if the server can't do it": {
+			refusing(codes.Unimplemented), time.Minute, codes.Unimplemented, false,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := newFake(t, &fake{stream: test.stream})
+			client := dial(t, server.address)
+			source := func(yield func([]*forebay.Tensor) bool) {
+				for yield(rows(t, 1)) {
+				}
+			}
+			outcomes, last, err := collect(client.Stream(
+				within(t, 20*time.Second), "m", source, forebay.Window(4), forebay.Outage(test.outage)))
+			var failure *forebay.Error
+			if !errors.As(err, &failure) || failure.Code != test.code {
+				t.Errorf("%v", err)
+			}
+			// Each item that was read has failed, once and in order, and the error says where the rest begins.
+			if len(outcomes) < 1 || len(outcomes) > 4 || last.Index != len(outcomes) {
+				t.Errorf("%d items, and the rest begins at %d", len(outcomes), last.Index)
+			}
+			for index, outcome := range outcomes {
+				if outcome.Index != index || status.Code(outcome.Err) != test.code || outcome.Result != nil {
+					t.Errorf("%+v in place %d", outcome, index)
+				}
+			}
+			if calls := server.count(); (calls > 1) != test.several {
+				t.Errorf("%d calls", calls)
+			}
+		})
+	}
+}
+
+func TestASlowSourceIsNotHeldUpForCompany(t *testing.T) {
+	client := dial(t, newFake(t, &fake{}).address)
+	arrived := make(chan struct{}, 1)
+	arrived <- struct{}{}
+	ctx := within(t, 20*time.Second)
+	source := func(yield func([]*forebay.Tensor) bool) {
+		for number := range 5 {
+			select {
+			case <-arrived: // each item needs the result of the one before
+			case <-ctx.Done():
+				return
+			}
+			if !yield(rows(t, float32(number))) {
+				return
+			}
+		}
+	}
+	count := 0
+	for outcome, err := range client.Stream(ctx, "m", source) {
+		if err != nil || outcome.Index != count {
+			t.Fatalf("%+v %v", outcome, err)
+		}
+		count++
+		arrived <- struct{}{}
+	}
+	if count != 5 {
+		t.Errorf("%d outcomes", count)
+	}
+}
+
+func TestLargeItemsGoInMessagesOfTheirOwn(t *testing.T) {
+	// Many items of 600 KB in one message would be over its limit of 16 MiB.
+	client := dial(t, newFake(t, &fake{}, grpc.MaxRecvMsgSize(16<<20)).address)
+	elements := make([]float32, 150_000)
+	tensor, err := forebay.NewTensor("x", []int64{1, 150_000}, elements)
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := func(yield func([]*forebay.Tensor) bool) {
+		for range 32 {
+			if !yield([]*forebay.Tensor{tensor}) {
+				return
+			}
+		}
+	}
+	outcomes, _, err := collect(client.Stream(within(t, 60*time.Second), "m", source))
+	if err != nil || len(outcomes) != 32 {
+		t.Errorf("%d outcomes, %v", len(outcomes), err)
+	}
 }
