@@ -23,7 +23,7 @@ demo: env ## Train a small model, serve it, and call it from many callers
 	$(BIN)/python examples/digits.py $(DEMO)
 
 .PHONY: test
-test: env loadgen build/gen-venv prometheus ## Run the tests (at most 12 minutes on two cores)
+test: env loadgen ghz build/gen-venv prometheus ## Run the tests (at most 12 minutes on two cores)
 	@# In groups: what takes much of the machine does not run beside what measures time.
 	for group in $(TESTS); do \
 	  $(BIN)/python -m pytest -m "not long" --numprocesses $(WORKERS) --dist loadfile $(PYTEST) \
@@ -137,6 +137,7 @@ docs: env ## Write docs/configuration.md, the table of docs/metrics.md, and the 
 go-check: env ## The Go code compiles, vets, and passes its tests against the server
 	go build ./...
 	go vet ./...
+	go vet -C bench/ghz ./...
 	go tool staticcheck ./clients/...
 	FOREBAY=$(abspath $(BIN)/forebay) go test -race ./clients/...
 
@@ -177,20 +178,27 @@ $(LOADGEN): $(LOADGEN_SOURCES)
 	$(CARGO) build --release --quiet --locked --manifest-path bench/loadgen/Cargo.toml
 	touch $@
 
+GHZ := build/ghz
+
+.PHONY: ghz
+ghz: $(if $(GO),$(GHZ)/ghz,) ## Build ghz, another load generator, in build/ghz, if Go is there
+
+$(GHZ)/ghz: bench/ghz/go.mod bench/ghz/go.sum bench/ghz/html/main.go
+	mkdir -p $(GHZ)
+	$(GO) build -C bench/ghz -o $(abspath $(GHZ))/ github.com/bojand/ghz/cmd/ghz ./html
+	touch $@
+
 .PHONY: bench
-bench: env loadgen ## Measure everything beside other servers (three quarters of an hour, two quiet cores); BENCH="--only unary"
+bench: env loadgen ghz ## Measure everything beside other servers (three quarters of an hour, two quiet cores); BENCH="--only unary"
 	$(BIN)/python -m bench.run $(BENCH)
 
 .PHONY: bench-quick
-bench-quick: env loadgen ## The same in five minutes, for a first look
+bench-quick: env loadgen ghz ## The same in five minutes, for a first look
 	$(BIN)/python -m bench.run --quick $(BENCH)
 
 .PHONY: pictures
 pictures: env ## Draw the screens in docs/images from a real run
 	$(BIN)/python -m bench.top_picture
-
-build/forebay.binpb: build/googleapis $(wildcard protos/forebay/v1/*.proto) ## The contract as a descriptor set, for ghz
-	$(GEN)/buf build --output $@
 
 .PHONY: native-check
 native-check: env ## The native front end: rustfmt, clippy, its own tests, licences and duplicates of its crates

@@ -41,6 +41,8 @@ class Bench:
     """In a backlog."""
     finished_jobs: int
     """With which a store is compared that has few."""
+    kept: Path
+    """A folder for what other tools report; made by who needs it."""
     say: Callable[[str], None]
     step: Callable[[], None]
 
@@ -90,10 +92,13 @@ def figures_of(report: generator.Report) -> dict[str, float]:
 
 
 def loaded(bench: Bench, server: Server, case: str, load: str, repeat: int, calls: Path, **options: Any) -> Sample:
-    """One load on a running server, with what it cost the server."""
+    """One load on a running server, or with a `target` among the options on what stands before it, and what it cost
+    the server.
+    """
+    target = options.pop("target", server.target)
     bench.say(f"{case}: {server.column.title}, {load}")
     batches, cpu, busy = server.batch_sizes(), server.cpu_seconds(), _busy_seconds(bench)
-    report = bench.load(server.target, calls, **options)
+    report = bench.load(target, calls, **options)
     cpu = server.cpu_seconds() - cpu
     server_busy, load_busy = (after - before for after, before in zip(_busy_seconds(bench), busy, strict=True))
     sizes = server.batch_sizes() - batches

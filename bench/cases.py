@@ -9,7 +9,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from bench import breakdown, generator, job_cases, telemetry_cases, tracing_cases
+from bench import breakdown, edge_cases, generator, ghz_cases, job_cases, telemetry_cases, tracing_cases
 from bench.case import LARGE, MEDIUM, SMALL, Bench, Case, figures_of, loaded, python
 from bench.errors import BenchError
 from bench.report import Sample
@@ -192,6 +192,9 @@ CASES = {
         Case(key="tracing", title="what tracing costs", columns=("forebay",), measure=tracing_cases.tracing),
         Case(key="scrape", title="a scrape", columns=("forebay",), measure=telemetry_cases.scrape, most=1),
         Case(key="exported", title="metrics on over off", columns=("forebay",), measure=telemetry_cases.exported),
+        Case(key="sidecar", title="through Envoy", columns=("forebay",), measure=edge_cases.sidecar),
+        Case(key="faults", title="beside bad connections", columns=("forebay",), measure=edge_cases.faults),
+        Case(key="ghz", title="ghz and our own generator", columns=("forebay",), measure=ghz_cases.ghz, most=1),
         Case(key="parts", title="where one request's time goes", columns=("forebay",), measure=parts, most=1),
     )
 }  # fmt: skip

@@ -1,9 +1,9 @@
 """Makes the models of the bench, and the requests that are sent to them with the answers that must come back.
 
 `python -m bench.models DIRECTORY` writes, per model, `NAME.onnx`, `NAME.calls` (requests and expected answers for
-`forebay-loadgen`; `bench/loadgen/src/calls.rs` reads it) and `NAME.timed.calls` (the same, asking for timings), and for
-ghz `NAME.predict.bin` and `NAME.stream.bin`. Everything has fixed seeds. It measures nothing; `run` and the tests call
-it.
+`forebay-loadgen`; `bench/loadgen/src/calls.rs` reads it) and `NAME.timed.calls` (the same, asking for timings); for
+ghz `NAME.predict.bin`, `NAME.stream.bin` and `NAME.submit.bin`, and once `forebay.binpb`, the contract as a descriptor
+set. Everything has fixed seeds. It measures nothing; `run` and the tests call it.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from google.protobuf import descriptor_pb2
 from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 
@@ -31,12 +32,14 @@ STREAM_ITEMS = 32
 class BenchModel:
     """One model of the bench.
 
-    `row` is the shape of one request, without the batch; `distinct` the number of different requests.
+    `row` is the shape of one request, without the batch; `distinct` the number of different requests; `messages` the
+    number of stream messages for ghz.
     """
 
     name: str
     row: tuple[int, ...]
     distinct: int
+    messages: int
     build: Callable[[np.random.Generator], onnx.GraphProto]
 
 
@@ -49,6 +52,7 @@ class Files:
     timed_calls: Path
     ghz_predict: Path
     ghz_stream: Path
+    ghz_submit: Path
 
 
 def _graph(name: str, row: tuple[int, ...], nodes: list[Any], weights: dict[str, npt.NDArray[Any]]) -> onnx.GraphProto:
@@ -128,9 +132,9 @@ def _large_message(random: np.random.Generator) -> onnx.GraphProto:
 MODELS = {
     model.name: model
     for model in (
-        BenchModel(name="small", row=(64,), distinct=64, build=_small),
-        BenchModel(name="medium", row=(MEDIUM_WIDTH,), distinct=16, build=_medium),
-        BenchModel(name="large-message", row=(3, 224, 224), distinct=4, build=_large_message),
+        BenchModel(name="small", row=(64,), distinct=64, messages=50, build=_small),
+        BenchModel(name="medium", row=(MEDIUM_WIDTH,), distinct=16, messages=4, build=_medium),
+        BenchModel(name="large-message", row=(3, 224, 224), distinct=4, messages=1, build=_large_message),
     )
 }
 
@@ -143,7 +147,23 @@ def files(name: str, directory: Path) -> Files:
         timed_calls=directory / f"{name}.timed.calls",
         ghz_predict=directory / f"{name}.predict.bin",
         ghz_stream=directory / f"{name}.stream.bin",
+        ghz_submit=directory / f"{name}.submit.bin",
     )
+
+
+def stream_items(name: str) -> int:
+    """Items of one of the stream messages for ghz. Some requests are 600 KB: a message must stay below the limit."""
+    return min(STREAM_ITEMS, MODELS[name].distinct)
+
+
+def protoset(path: Path) -> None:
+    """Writes the contract as a descriptor set, so that ghz need not ask the server for it."""
+    # The comparison servers import this module, too, and their start is measured.
+    from forebay.v1 import inference_service_pb2, job_service_pb2  # noqa: PLC0415
+    from tools.transcoding import with_imports  # noqa: PLC0415
+
+    services = [inference_service_pb2.DESCRIPTOR, job_service_pb2.DESCRIPTOR]
+    path.write_bytes(descriptor_pb2.FileDescriptorSet(file=with_imports(services).values()).SerializeToString())
 
 
 def session(path: Path, threads: int = 1) -> Any:
@@ -172,6 +192,8 @@ def inputs(model: BenchModel) -> Floats:
 
 def make(name: str, directory: Path) -> Files:
     """Writes the files of one model and tells where they are."""
+    from forebay.v1 import job_service_pb2  # noqa: PLC0415 (see `protoset`)
+
     model = MODELS[name]
     paths = files(name, directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -189,13 +211,22 @@ def make(name: str, directory: Path) -> Files:
     paths.calls.write_bytes(b"".join(map(_pair, requests, responses)))
 
     paths.ghz_predict.write_bytes(requests[0].SerializeToString())
-    # Some requests of a stream are 600 KB: a message must stay below the server's limit.
-    items = min(STREAM_ITEMS, model.distinct)
-    stream = inference_pb2.StreamPredictRequest(
-        items=[inference_pb2.StreamItem(id=index, request=requests[index % len(requests)]) for index in range(items)]
+    paths.ghz_submit.write_bytes(job_service_pb2.SubmitRequest(request=requests[0]).SerializeToString())
+    # Ids must be unique among the items in flight, which may be those of all messages.
+    items = stream_items(name)
+    paths.ghz_stream.write_bytes(
+        b"".join(
+            _delimited(
+                inference_pb2.StreamPredictRequest(
+                    items=[
+                        inference_pb2.StreamItem(id=message * items + item, request=requests[item % len(requests)])
+                        for item in range(items)
+                    ]
+                )
+            )
+            for message in range(model.messages)
+        )
     )
-    # A stream's messages have a varint length before each.
-    paths.ghz_stream.write_bytes(_varint(stream.ByteSize()) + stream.SerializeToString())
 
     for request in requests:
         request.report_timings = True
@@ -222,6 +253,11 @@ def _pair(request: Message, response: Message) -> bytes:
     return _framed(request) + _framed(response)
 
 
+def _delimited(message: Message) -> bytes:
+    data = message.SerializeToString()
+    return _varint(len(data)) + data
+
+
 def _varint(value: int) -> bytes:
     encoded = bytearray()
     while value >= 0x80:
@@ -238,6 +274,7 @@ def main() -> None:
     directory: Path = parser.parse_args().directory
     for name in MODELS:
         print(make(name, directory).model)
+    protoset(directory / "forebay.binpb")
 
 
 if __name__ == "__main__":

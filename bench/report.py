@@ -150,6 +150,9 @@ def markdown(run: dict[str, Any], samples: Sequence[Sample], plots: Sequence[str
         lines.append(f"| {made.title} | {measured:.2f}{made.unit} | {low:.2f}-{high:.2f} | {made.target} | {verdict} |")
     lines += ["", *(f"* {note}" for note in notes(samples)), ""]
     lines += _tables(summaries(samples))
+    files = dict.fromkeys(file for sample in samples for file in sample.detail.get("files", ()))
+    if files:
+        lines += ["", "Reports of other tools:", "", *(f"* [{name}]({name})" for name in files)]
     lines += ["", *(f"![{name}]({name})" for name in plots), ""]
     return "\n".join(lines)
 

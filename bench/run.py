@@ -44,7 +44,7 @@ QUICK = Plan(repeats=1, seconds=1.0, warm_up=0.3, memory_requests=200_000, jobs=
 
 STEPS = {
     "unary": 4, "latency": 5, "streams": 3, "goodput": 6, "parts": 3, "ceiling": 2, "submit": 8, "drain": 5,
-    "beside": 4, "tracing": 10,
+    "beside": 4, "tracing": 10, "sidecar": 4, "faults": 2, "ghz": 12,
 }  # fmt: skip
 """Measurements of a case, per column and repeat, for the progress bar; 1 if not said."""
 
@@ -126,6 +126,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     directory = ROOT / "build" / "bench"
     for name in models.MODELS:
         models.make(name, directory)
+    date = dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%dT%H%M%S")
 
     with _progress(console, steps(chosen, plan.repeats)) as (say, step):
         bench = Bench(
@@ -138,11 +139,12 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             memory_requests=plan.memory_requests,
             jobs=plan.jobs,
             finished_jobs=plan.finished_jobs,
+            kept=arguments.results / date,
             say=say,
             step=step,
         )
         samples = measure(chosen, bench, plan.repeats)
-    _write(arguments.results, described, plan, bench, samples, console)
+    _write(arguments.results, date, described, plan, bench, samples, console)
 
 
 def _names(text: str) -> list[str]:
@@ -169,6 +171,7 @@ def _progress(console: Console, total: int) -> Iterator[tuple[Callable[[str], No
 
 def _write(
     directory: Path,
+    date: str,
     described: dict[str, Any],
     plan: Plan,
     bench: Bench,
@@ -176,7 +179,6 @@ def _write(
     console: Console,
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    date = dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%dT%H%M%S")
     run = {
         "date": date,
         "machine": described,

@@ -189,6 +189,20 @@ TARGETS = (
         bound="at least",
         value=0.9,
     ),
+    Target(
+        title="Envoy as a sidecar on the server's core, 1 in flight: p50 added",
+        top=Point("sidecar", "forebay", "1 in flight", "added_p50_ms"),
+        bound="at most",
+        value=0.5,
+        unit=" ms",
+    ),
+    Target(
+        title="p99 of `Predict` beside slow, half-open and garbage connections, over that without",
+        top=Point("faults", "forebay", "beside faults", "p99_ms"),
+        bottom=Point("faults", "forebay", "alone", "p99_ms"),
+        bound="at most",
+        value=1.2,
+    ),
     *(
         Target(
             title=f"tracing, 1 % sampled, collector {state}: p99 over tracing off, at the same rate",

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bench import cases, models, run, server, targets
-from bench.case import Bench, Case
+from bench.case import Case
 from bench.errors import BenchError
 from bench.peers import inprocess
 
@@ -77,12 +77,9 @@ def test_an_error_is_one_sentence_and_an_exit_status():
     assert "Traceback" not in finished.stderr
 
 
-def test_the_bound_of_the_medium_model_is_measured_in_a_process_of_its_own(model_files, core):
+def test_the_bound_of_the_medium_model_is_measured_in_a_process_of_its_own(bench_of):
     """The case runs the real program on the server's core and makes a sample of each batch size."""
-    bench = Bench(
-        directory=model_files.model.parent, server_core=core, load_core=core, seconds=0.02, warm_up=0.0, columns=[],
-        memory_requests=0, jobs=0, finished_jobs=0, say=lambda line: None, step=lambda: None,
-    )  # fmt: skip
+    bench = bench_of(seconds=0.02)
     models.make("medium", bench.directory)
     samples = list(cases.medium(bench, "inprocess", 3))
     assert [sample.load for sample in samples] == [f"batches of {size}" for size in inprocess.BATCH_SIZES]

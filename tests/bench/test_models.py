@@ -3,7 +3,7 @@
 import numpy as np
 
 from bench import models
-from forebay.v1 import inference_pb2
+from forebay.v1 import inference_pb2, job_service_pb2
 
 
 def test_the_same_files_come_out_every_time(model_files, tmp_path):
@@ -36,9 +36,19 @@ def test_timed_calls_ask_for_timings(model_files):
     assert request == inference_pb2.PredictRequest.FromString(plain[3][0])
 
 
-def test_the_ghz_stream_is_one_message_with_its_length(model_files):
-    """ghz wants a varint before each message of a stream."""
-    data = model_files.ghz_stream.read_bytes()
-    length = data[0] & 0x7F | data[1] << 7
-    message = inference_pb2.StreamPredictRequest.FromString(data[2:])
-    assert (length, len(message.items)) == (len(data) - 2, models.STREAM_ITEMS)
+def test_the_ghz_stream_is_messages_with_their_lengths(model_files):
+    """ghz wants a varint before each message of a stream; no id is there twice, since all may be in flight."""
+    data, ids = model_files.ghz_stream.read_bytes(), []
+    while data:
+        length = data[0] & 0x7F | data[1] << 7
+        message = inference_pb2.StreamPredictRequest.FromString(data[2 : 2 + length])
+        assert len(message.items) == models.stream_items("small") == models.STREAM_ITEMS
+        ids += [item.id for item in message.items]
+        data = data[2 + length :]
+    assert ids == list(range(50 * models.STREAM_ITEMS))
+
+
+def test_the_ghz_submission_has_no_key(model_files):
+    """Each is a job of its own."""
+    request = job_service_pb2.SubmitRequest.FromString(model_files.ghz_submit.read_bytes())
+    assert (request.request.model, request.request_id) == ("small", "")

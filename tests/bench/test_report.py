@@ -10,6 +10,14 @@ THEIRS = Point("unary", "grpc_aio", "32 in flight")
 FIFTEEN = Target(title="faster", top=OURS, bottom=THEIRS, bound="at least", value=15)
 
 
+MACHINE = {
+    **dict.fromkeys(["cpu", "kernel", "python", "memory_gib", "cores", "threads", "load_average"], "?"),
+    "virtual": False,
+    "packages": {},
+}
+RUN = {"date": "2030-01-01", "machine": MACHINE, "server_core": 0, "load_core": 1, "repeats": 1, "seconds": 1}
+
+
 def sample(column, repeat, rps, *, load="32 in flight", **more):
     return Sample(case="unary", column=column, load=load, repeat=repeat, metrics={"rps": rps, **more})
 
@@ -91,11 +99,17 @@ def test_doubts_are_said(metrics, words):
 def test_the_page_says_what_was_reached():
     """The page has a line for each row, with its verdict, and a table for each case."""
     samples = [sample("forebay", 0, 100.0), sample("grpc_aio", 0, 10.0)]
-    machine = dict.fromkeys(["cpu", "kernel", "python", "memory_gib", "cores", "threads", "load_average"], "?")
-    machine |= {"virtual": False, "packages": {}}
-    run = {"date": "2030-01-01", "machine": machine, "server_core": 0, "load_core": 1, "repeats": 1, "seconds": 1}
-    page = markdown(run, samples, ["x.svg"])
+    page = markdown(RUN, samples, ["x.svg"])
     title = "unary, small model, 32 in flight: requests/s over grpc.aio"
     assert f"| {title} | 10.00 | 10.00-10.00 | at least 15 | **no** |" in page
     assert "| forebay | 32 in flight | 100 |" in page
     assert "![x.svg](x.svg)" in page
+    assert "Reports of other tools" not in page
+
+
+def test_the_page_leads_to_reports_of_other_tools():
+    """Each once, whichever samples name it."""
+    other = sample("forebay", 0, 100.0)
+    other.detail["files"] = ["2030/ghz/a.json", "2030/ghz/a.html"]
+    page = markdown(RUN, [other, other], [])
+    assert page.count("* [2030/ghz/a.json](2030/ghz/a.json)") == page.count("* [2030/ghz/a.html](2030/ghz/a.html)") == 1
