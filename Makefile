@@ -23,7 +23,7 @@ demo: env ## Train a small model, serve it, and call it from many callers
 	$(BIN)/python examples/digits.py $(DEMO)
 
 .PHONY: test
-test: env loadgen ghz build/gen-venv prometheus ## Run the tests (at most 12 minutes on two cores)
+test: env loadgen ghz locust build/gen-venv prometheus ## Run the tests (at most 12 minutes on two cores)
 	@# In groups: what takes much of the machine does not run beside what measures time.
 	for group in $(TESTS); do \
 	  $(BIN)/python -m pytest -m "not long" --numprocesses $(WORKERS) --dist loadfile $(PYTEST) \
@@ -187,6 +187,15 @@ $(GHZ)/ghz: bench/ghz/go.mod bench/ghz/go.sum bench/ghz/html/main.go
 	mkdir -p $(GHZ)
 	$(GO) build -C bench/ghz -o $(abspath $(GHZ))/ github.com/bojand/ghz/cmd/ghz ./html
 	touch $@
+
+build/locust: tools/locust-requirements.txt $(VENV)/.installed
+	rm -rf $@
+	$(UV) venv --quiet --python $(BIN)/python $@
+	$(UV) pip install --quiet --python $@/bin/python --constraints constraints.txt --requirement $< --editable .
+	touch $@
+
+.PHONY: locust
+locust: build/locust ## Install Locust in build/locust, for its example and the test of that
 
 .PHONY: bench
 bench: env loadgen ghz ## Measure everything beside other servers (three quarters of an hour, two quiet cores); BENCH="--only unary"
