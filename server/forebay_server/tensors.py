@@ -85,6 +85,8 @@ class TensorSpec:
     data_type: DataType
     shape: tuple[int, ...]
     """Outermost first, the batch dimension included; FREE where any length is accepted."""
+    measures: bool = False
+    """Whether integers are measurements (pixels), so that any will do, and not names of something (token ids)."""
 
     def row_bytes(self) -> int | None:
         """Bytes in one row (all but dimension 0), or None if that is not fixed by the specification."""

@@ -104,7 +104,7 @@ class Hosting:
             if loaded.cost_key is not None and loaded.measurements:
                 points = self.costs[loaded.name, loaded.version].points()
                 cache.save(loaded.cost_key, ((point.bucket, point.rows, point.seconds) for point in points))
-            loaded.engine.close()
+            loaded.close_engines()
         self._loaded.clear()
 
     def _load_all(self) -> None:
@@ -184,7 +184,7 @@ class Hosting:
             max_batch_size=loaded.max_batch_size,
             batch_sizes=loaded.batch_sizes,
             instances=len(loaded.instances),
-            device=loaded.engine.device,
+            device=loaded.device,
         )
         self._runner.add(
             served.key, policy, costs, loaded.instances, loaded.collator(), loaded.inline, time.monotonic()

@@ -97,7 +97,7 @@ def sentence(error: msgspec.ValidationError, annotation: Any = None, text: str |
     return message[:1].lower() + message[1:]
 
 
-def allowed(annotation: Any) -> str:  # noqa: PLR0911  # one case for each kind of value
+def allowed(annotation: Any) -> str:  # noqa: C901, PLR0911  # one case for each kind of value
     """What a value may be, for the documentation: `integer >= 1`, `auto | native`, ..."""
     arguments = typing.get_args(annotation)
     if type(None) in arguments:
@@ -116,6 +116,8 @@ def allowed(annotation: Any) -> str:  # noqa: PLR0911  # one case for each kind 
             return "list of lists of integers"
         case msgspec.inspect.ListType(item_type=msgspec.inspect.IntType()):
             return "list of integers"
+        case msgspec.inspect.ListType(item_type=msgspec.inspect.FloatType()):
+            return "list of numbers"
         case msgspec.inspect.ListType():
             return "list of texts"
         case msgspec.inspect.UnionType(types=several) if len(several) > 2:

@@ -154,8 +154,13 @@ class EngineConfig(Section, frozen=True):
 
     name: str = "auto"
     """The engine's name, such as `onnxruntime`; `auto`: by the file's suffix."""
+    devices: list[str] = []
+    """Where it runs: `cpu`, `cuda:0`, ...; `cuda` is the GPU with the most free memory (twice: the two), `cuda:*` every
+    GPU. Empty: what the engine is made for."""
     instances: Positive = 1
-    """Copies that run batches at the same time."""
+    """Copies that run batches at the same time, on each device."""
+    device_memory_mib: NonNegativeNumber = 0.0
+    """The most memory that its buffers and its engine's arena take on each GPU. 0: what there is."""
     threads: NonNegative = 0
     """Threads of one instance. 0: the CPU quota shared among the instances."""
     run: Literal["auto", "inline", "worker"] = "auto"
@@ -164,6 +169,22 @@ class EngineConfig(Section, frozen=True):
     """A batch that runs longer counts as stuck. 0: 30 s at first, then by what was measured."""
     options: dict[str, OptionValue] = {}
     """The engine's own options."""
+
+
+class InputConfig(Section, frozen=True):
+    """What callers send for one input, where that is not what the model takes: smaller messages, or another layout."""
+
+    data_type: Literal["model", "UINT8", "UINT16", "UINT32", "INT8", "INT16", "INT32"] = "model"
+    """The type that callers send. `model`: the model's own. Integers for wider integers (token ids), and UINT8 for
+    floating-point numbers (pixels)."""
+    layout: Literal["same", "channels_last"] = "same"
+    """The order of dimensions that callers send. `channels_last`: H, W, C, where the model takes C, H, W."""
+    scale: float = 1.0
+    """Of UINT8 for floating-point numbers: the model gets (x * scale - mean) / std."""
+    mean: list[float] = []
+    """See `scale`: one number, or one for each channel. Empty: 0."""
+    std: list[float] = []
+    """See `scale`: one number, or one for each channel. Empty: 1."""
 
 
 class ModelConfig(Section, frozen=True):
@@ -183,6 +204,8 @@ class ModelConfig(Section, frozen=True):
     """The engine."""
     batching: BatchingConfig = BatchingConfig()
     """Batches."""
+    inputs: dict[str, InputConfig] = {}
+    """By input name, what callers send where that is not what the model takes."""
     buckets: BucketsConfig = BucketsConfig()
     """Padding to common shapes."""
 

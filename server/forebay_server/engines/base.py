@@ -14,9 +14,10 @@ its output buffers must copy, and outputs must not alias inputs.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from forebay_server.config.tree import BatchingConfig, BucketsConfig
+from forebay_server.engines.preparation import Preparation
 from forebay_server.tensors import Array, ModelSpec
 
 ParameterValue = bool | int | float | str
@@ -123,6 +124,21 @@ class Engine(Protocol):
         """Lets go of everything. All instances are closed before."""
 
 
+@runtime_checkable
+class Preparing(Protocol):
+    """An engine that prepares inputs itself, on its device, if it is told so."""
+
+    def prepare(self, inputs: Sequence[Preparation | None]) -> bool:
+        """Lets all instances take what callers send. Called once, after `load` and before the first `instance`.
+
+        Args:
+            inputs: One per input of the specification; None where the model takes what callers send.
+
+        Returns:
+            Whether it does; if not, the inputs are prepared on the CPU.
+        """
+
+
 class EngineOptions(Protocol):
     """What a factory is told beside the path."""
 
@@ -156,6 +172,9 @@ class EngineFactory(Protocol):
 
     suffixes: Sequence[str]
     """File suffixes that this engine takes, such as `.onnx`; empty: only by name."""
+
+    devices: Sequence[str]
+    """Kinds of device that it runs on (`cpu`, `cuda`), what it is made for first."""
 
     def __call__(self, path: Path | str, options: EngineOptions) -> Engine:
         """Makes an engine; opens nothing yet. `path` is a `str` only for engines without a file (`module:object`)."""

@@ -104,6 +104,7 @@ class PythonEngine:
     """A function or class."""
 
     suffixes: ClassVar[Sequence[str]] = ()
+    devices: ClassVar[Sequence[str]] = ("cpu",)
 
     name = "python"
 

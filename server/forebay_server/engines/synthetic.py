@@ -22,6 +22,8 @@ stronger). Values that make a row special are compared with the row's first elem
 | `coupled` | rows see each other: `y` is `x` plus the batch's mean; for the isolation check | false |
 | `from_start` | fail by chance, count or size in the thread that made the instance (at warm-up) too | false |
 | `worker` | never run inline (set by itself if something can hang) | false |
+
+Beside the CPU it runs on the devices `fake:0`, `fake:1`, ..., which are there to try out how models are placed.
 """
 
 import math
@@ -83,13 +85,14 @@ class SyntheticEngine:
     """Echoes its input, with the behaviour that its options describe."""
 
     suffixes: ClassVar[Sequence[str]] = ()
+    devices: ClassVar[Sequence[str]] = ("cpu", "fake")
 
     name = "synthetic"
     version = "1"
-    device = "cpu"
 
     def __init__(self, path: Path | str, options: EngineOptions) -> None:
         self._path = str(path)
+        self.device = options.device
         self._options = options
         self._behaviour: Behaviour | None = None
         self._released = threading.Event()

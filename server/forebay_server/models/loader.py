@@ -14,13 +14,17 @@ import msgspec
 import numpy as np
 import structlog
 
-from forebay_server.config.tree import BatchingConfig, BucketsConfig, ModelConfig
-from forebay_server.engines import registry
-from forebay_server.engines.base import Engine, Instance, ModelLoadError, ParameterValue
+from forebay_server.config.tree import BatchingConfig, BucketsConfig, EngineConfig, ModelConfig
+from forebay_server.engines import preparation, registry
+from forebay_server.engines.base import Engine, Instance, ModelLoadError, ParameterValue, Preparing
 from forebay_server.engines.collate import Collator
 from forebay_server.engines.cpu import cpu_quota, threads_per_instance
+from forebay_server.engines.gpu import cuda
+from forebay_server.engines.gpu.memory import free_memory
+from forebay_server.engines.preparation import Preparation
+from forebay_server.engines.prepared import PreparedInstance
 from forebay_server.errors import ConfigError
-from forebay_server.models import batch_rule, isolation, names, settings, warm_up
+from forebay_server.models import batch_rule, isolation, names, placement, settings, warm_up
 from forebay_server.models.costs import CostCache, CostKey, agrees, digest_of
 from forebay_server.models.samples import Kind, batch_of
 from forebay_server.models.served import Bucket, Buckets, ModelState
@@ -45,10 +49,13 @@ class Loaded:
     version: int
     config: ModelConfig
     """With the settings of the TOML beside the file."""
-    engine: Engine
+    engines: list[Engine]
+    """One for each device that it runs on."""
     engine_name: str
     instances: list[Instance]
+    """Of all engines."""
     spec: ModelSpec
+    """What callers see of it."""
     buckets: Buckets
     batch_sizes: tuple[int, ...]
     """Sizes that batches are padded up to; empty: any."""
@@ -63,19 +70,34 @@ class Loaded:
     """Under which `CostCache` keeps its costs."""
     load_seconds: float = 0.0
 
+    @property
+    def engine(self) -> Engine:
+        """The first engine: all are alike but for their device."""
+        return self.engines[0]
+
+    @property
+    def device(self) -> str:
+        """Where it runs: `cpu`, or `cuda:0,cuda:1`."""
+        return ",".join(engine.device for engine in self.engines)
+
     def collator(self) -> Collator:
         """Makes the collator for this model."""
         return Collator(self.spec, self.config.buckets.pad_value, self.config.buckets.outputs)
 
     def close(self) -> None:
-        """Closes the instances and the engine. Nothing runs any more."""
+        """Closes the instances and the engines. Nothing runs any more."""
         for instance in self.instances:
             try:
                 instance.close()
             except Exception:  # noqa: BLE001  # the others are closed all the same
                 _log.exception("instance not closed", model=self.name)
         self.instances.clear()
-        self.engine.close()
+        self.close_engines()
+
+    def close_engines(self) -> None:
+        """Closes the engines alone. All instances are closed before."""
+        for engine in self.engines:
+            engine.close()
 
 
 def _unheard(_words: str) -> None:
@@ -116,24 +138,26 @@ def load(
     found = registry.find(config.engine.name, config.path)
     if isinstance(found.path, Path):
         _check_file(found.path)
-    options = EngineSettings(
-        config.engine.instances,
-        config.engine.threads,
-        config.engine.options,
+    told = EngineSettings(
+        instances=config.engine.instances,
+        threads=config.engine.threads,
+        options=config.engine.options,
+        memory=int(config.engine.device_memory_mib * (1 << 20)),
         batching=config.batching,
-        buckets=config.buckets,
+        buckets=preparation.buckets_of_model(config.buckets, config.inputs),
         cache_dir=cache_dir,
         progress=lambda words: tell(ModelState.LOADING, words),
         stopping=stopping,
     )
-    engine = found.factory(found.path, options)
+    engines = _placed(config.engine, found, told)
     instances: list[Instance] = []
     try:
-        loaded = _prepare(config, name, found, engine, instances, CostCache(cache_dir), tell)
+        loaded = _prepare(config, name, found, engines, instances, CostCache(cache_dir), tell)
     except BaseException as error:
         for instance in instances:
             instance.close()
-        engine.close()
+        for engine in engines:
+            engine.close()
         if isinstance(error, Exception) and not isinstance(error, ModelLoadError | ConfigError):
             raise ModelLoadError(f"{config.path}: {type(error).__name__}: {error}") from error
         raise
@@ -148,13 +172,22 @@ class EngineSettings:
     instances: int
     threads: int
     options: Mapping[str, ParameterValue]
-    device: str = ""
+    device: str = "cpu"
     memory: int = 0
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     buckets: BucketsConfig = field(default_factory=BucketsConfig)
     cache_dir: Path | None = None
     progress: Callable[[str], None] = _unheard
     stopping: Callable[[], bool] = _never
+
+
+def _placed(config: EngineConfig, found: registry.Found, told: EngineSettings) -> list[Engine]:
+    """An engine for each device, not yet loaded."""
+    kinds = getattr(found.factory, "devices", ("cpu",))  # engines of others need not know of devices
+    devices = placement.place(config.devices, kinds, cuda.devices, free_memory)
+    # Instances of several engines share the CPU as those of one do.
+    threads = threads_per_instance(config.threads, config.instances * len(devices), cpu_quota())
+    return [found.factory(found.path, replace(told, threads=threads, device=device)) for device in devices]
 
 
 def _check_file(path: Path) -> None:
@@ -174,13 +207,14 @@ def _prepare(
     config: ModelConfig,
     name: str,
     found: registry.Found,
-    engine: Engine,
+    engines: list[Engine],
     instances: list[Instance],
     cache: CostCache,
     tell: Progress,
 ) -> Loaded:
-    spec, fixed_sizes, because = batch_rule.apply(engine.load(), config.batching)
-    sizes = tuple(engine.batch_sizes) or fixed_sizes
+    spec, fixed_sizes, because = batch_rule.apply(_loaded_spec(config, engines), config.batching)
+    spec, preparations = preparation.plan(spec, config.inputs)
+    sizes = tuple(engines[0].batch_sizes) or fixed_sizes
     limit = config.batching.max_batch_size or (max(sizes) if sizes else DEFAULT_MAX_BATCH)
     if sizes and limit < min(sizes):
         raise ConfigError(
@@ -190,7 +224,7 @@ def _prepare(
         name=name,
         version=config.version,
         config=config,
-        engine=engine,
+        engines=engines,
         engine_name=found.name,
         instances=instances,
         spec=spec,
@@ -201,20 +235,45 @@ def _prepare(
         unbatched_because=because,
     )
     loaded.cost_key = _cost_key(loaded, found)
-    instances.extend(engine.instance(index) for index in range(config.engine.instances))
+    for engine in engines:
+        _make_instances(engine, config.engine.instances, preparations, instances)
     tell(ModelState.WARMING, "running first batches")
     _warm(loaded, cache)
     _choose(loaded)
     return loaded
 
 
+def _loaded_spec(config: ModelConfig, engines: Sequence[Engine]) -> ModelSpec:
+    """Loads all engines of a model; they must agree on what it is."""
+    specs = [engine.load() for engine in engines]
+    for engine, spec in zip(engines, specs, strict=True):
+        if spec != specs[0] or tuple(engine.batch_sizes) != tuple(engines[0].batch_sizes):
+            raise ModelLoadError(
+                f"{config.path}: it is not the same model on {engine.device} as on {engines[0].device}"
+            )
+    return specs[0]
+
+
+def _make_instances(
+    engine: Engine, count: int, preparations: Sequence[Preparation | None], instances: list[Instance]
+) -> None:
+    """Instances of one engine that take what callers send."""
+    prepare = any(made is not None for made in preparations)
+    if prepare and isinstance(engine, Preparing) and engine.prepare(preparations):
+        prepare = False
+    for index in range(count):
+        instance = engine.instance(index)
+        instances.append(PreparedInstance(instance, preparations) if prepare else instance)
+
+
 def _cost_key(loaded: Loaded, found: registry.Found) -> CostKey:
     config = loaded.config
-    threads = threads_per_instance(config.engine.threads, config.engine.instances, cpu_quota())
-    matter = (threads, config.engine.instances, sorted(config.engine.options.items()), config.buckets.shapes)
+    instances = len(loaded.engines) * config.engine.instances
+    threads = threads_per_instance(config.engine.threads, instances, cpu_quota())
+    matter = (threads, instances, sorted(config.engine.options.items()), config.buckets.shapes, config.inputs)
     return CostKey(
         digest=digest_of(found.path) if isinstance(found.path, Path) else found.path,
-        device=loaded.engine.device,
+        device=loaded.device,
         engine=loaded.engine_name,
         version=loaded.engine.version,
         settings=msgspec.json.encode((*matter, config.batching.max_batch_size, loaded.batch_sizes)).decode(),

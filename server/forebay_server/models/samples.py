@@ -7,7 +7,7 @@ kinds, to be tried in order.
 import math
 from collections.abc import Sequence
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -22,12 +22,12 @@ class Kind(Enum):
     """What the elements are."""
 
     RANDOM = "random"
-    """Floats from a normal distribution, integers 0 and 1, short words."""
+    """Floats from a normal distribution, integers 0 and 1 (of measurements all that there are), short words."""
     ONES = "ones"
     ZEROS = "zeros"
     """Zeros, empty text: the last resort."""
     MAXIMUM = "maximum"
-    """The largest finite floats; integers 1, because larger ones may be ids that don't exist."""
+    """The largest finite floats and measurements; other integers 1, because larger ones may be ids that don't exist."""
     NAN = "nan"
     """Not a number; integers 0."""
 
@@ -72,13 +72,19 @@ def _array(tensor: TensorSpec, shape: tuple[int, ...], kind: Kind, rng: np.rando
     if kind is Kind.RANDOM:
         if tensor.data_type in _FLOATS:
             return rng.standard_normal(shape, np.float32).astype(dtype)
-        return rng.integers(0, 2, shape).astype(dtype)
+        return rng.integers(0, int(_largest(tensor)), shape, endpoint=True).astype(dtype)
+    if kind is Kind.MAXIMUM:
+        return np.full(shape, _largest(tensor), dtype)
+    if kind is Kind.NAN and tensor.data_type in _FLOATS:
+        return np.full(shape, np.nan, dtype)
+    return np.full(shape, kind is Kind.ONES, dtype)
+
+
+def _largest(tensor: TensorSpec) -> float:
     if tensor.data_type in _FLOATS:
-        if kind is Kind.MAXIMUM:
-            return np.full(shape, 3.0e4 if tensor.data_type is DataType.FP16 else 1e30, dtype)
-        if kind is Kind.NAN:
-            return np.full(shape, np.nan, dtype)
-    return np.full(shape, kind in (Kind.ONES, Kind.MAXIMUM), dtype)
+        return 3.0e4 if tensor.data_type is DataType.FP16 else 1e30
+    dtype: Any = NUMPY_DTYPES[tensor.data_type]  # of integers, which its type does not say
+    return int(np.iinfo(dtype).max) if tensor.measures else 1
 
 
 def _texts(shape: tuple[int, ...], kind: Kind, rng: np.random.Generator) -> Array:

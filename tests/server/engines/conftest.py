@@ -1,9 +1,12 @@
 """What the tests of engines share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from forebay_server.config.tree import BatchingConfig, BucketsConfig
 from forebay_server.engines.base import EngineBatch
 
 
@@ -13,7 +16,13 @@ class Settings:
 
     instances: int = 1
     threads: int = 1
+    device: str = "cpu"
+    memory: int = 0
     options: dict = field(default_factory=dict)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    buckets: BucketsConfig = field(default_factory=BucketsConfig)
+    cache_dir: Path | None = None
+    progress: Callable[[str], None] = lambda words: None
 
 
 @pytest.fixture

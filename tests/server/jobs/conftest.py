@@ -112,7 +112,7 @@ class Host:
         self.core = Core()
         self.runner = Runner(self.core, wake=self.woken.set)
         self.engine = SyntheticEngine(
-            f"shape=1,{engine}".rstrip(","), SimpleNamespace(instances=1, threads=1, options={})
+            f"shape=1,{engine}".rstrip(","), SimpleNamespace(instances=1, threads=1, device="cpu", options={})
         )
         spec = self.engine.load()
         self.key = (model, 1)

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from forebay_server.config.tree import BatchingConfig, BucketsConfig, EngineConfig, ModelConfig
+from forebay_server.config.tree import BatchingConfig, BucketsConfig, EngineConfig, InputConfig, ModelConfig
 from forebay_server.engines.base import EngineBatch, ModelLoadError
+from forebay_server.engines.synthetic import SyntheticEngine
 from forebay_server.errors import ConfigError
 from forebay_server.models import warm_up
 from forebay_server.models.catalogue import Catalogue
 from forebay_server.models.costs import CostCache
 from forebay_server.models.loader import load
 from forebay_server.models.served import ModelState, RunMode, Served
-from forebay_server.tensors import FREE
+from forebay_server.tensors import FREE, DataType
 
 
 @pytest.fixture
@@ -68,6 +69,66 @@ def test_a_served_version_takes_over_what_was_found(onnx_models, loaded):
     assert catalogue.resolve("linear", "").spec is model.spec
     assert (served.instances, served.run_mode, served.max_batch_size) == (2, RunMode.WORKER, 128)
     assert served.bucket_of([(64,)]) == ((64,),)
+
+
+def test_a_model_has_an_engine_for_each_device(loaded):
+    """Instances of all of them, each on its own device; the CPU's threads are shared among all."""
+    model = loaded("synthetic:", engine=EngineConfig(devices=["fake:0", "fake:1"], instances=2))
+    assert [engine.device for engine in model.engines] == ["fake:0", "fake:1"]
+    assert (model.device, len(model.instances), model.inline) == ("fake:0,fake:1", 4, False)
+    assert model.cost_key.device == "fake:0,fake:1"
+    assert loaded("synthetic:").device == "cpu"
+    with pytest.raises(ConfigError, match="the engine does not run on 'cuda:0', only on cpu, fake"):
+        loaded("synthetic:", engine=EngineConfig(devices=["cuda:0"]))
+
+
+def test_engines_of_one_model_must_agree(loaded, monkeypatch):
+    """A plan for another GPU may have other shapes; mixing their instances would break callers by chance."""
+    specs = iter(["FP32", "FP64"])
+    load_one = SyntheticEngine.load
+
+    def load_differently(engine):
+        engine._options.options = {"data_type": next(specs)}
+        return load_one(engine)
+
+    monkeypatch.setattr(SyntheticEngine, "load", load_differently)
+    with pytest.raises(ModelLoadError, match="not the same model on fake:1 as on fake:0"):
+        loaded("synthetic:", engine=EngineConfig(devices=["fake:0", "fake:1"]))
+
+
+def test_inputs_are_prepared_for_any_engine(loaded):
+    """Warm-up, row check and costs are of what callers send; the engine is given what it takes."""
+    pixels = InputConfig(data_type="UINT8", layout="channels_last", scale=0.5)
+    model = loaded("synthetic:shape=3x4x5", inputs={"x": pixels})
+    (x,) = model.spec.inputs
+    assert (x.data_type, x.shape) == (DataType.UINT8, (FREE, 4, 5, 3))
+    assert {bucket for bucket, _, _ in model.measurements} == {((4, 5, 3),)}
+    given = np.arange(60, dtype="u1").reshape(1, 4, 5, 3)
+    (y,) = model.instances[0].infer(EngineBatch([given], 1))
+    assert np.array_equal(y, 0.5 * given.transpose(0, 3, 1, 2))
+
+
+def test_rows_that_see_each_other_are_found_behind_preparation(loaded):
+    """The pixels of the check are of the whole range, or tolerance would hide what neighbours do."""
+    pixels = InputConfig(data_type="UINT8", scale=1 / 255)
+    assert loaded("synthetic:coupled=true", inputs={"x": pixels}).max_batch_size == 1
+    assert loaded("synthetic:coupled=true,data_type=FP16", inputs={"x": pixels}).max_batch_size == 1
+
+
+def test_engines_hear_of_buckets_in_the_models_layout(loaded, monkeypatch):
+    """Callers' buckets have the channels last; plans and packages are made for shapes that have them first."""
+    heard = []
+    load_one = SyntheticEngine.load
+    monkeypatch.setattr(
+        SyntheticEngine, "load", lambda engine: (heard.append(engine._options.buckets.shapes), load_one(engine))[1]
+    )
+    model = loaded(
+        "synthetic:shape=3x?x?",
+        inputs={"x": InputConfig(data_type="UINT8", layout="channels_last")},
+        buckets=BucketsConfig(shapes={"x": [[8, 6, 3], [16, 12, 3]]}),
+    )
+    assert heard == [{"x": [[3, 8, 6], [3, 16, 12]]}]
+    assert {bucket for bucket, _, _ in model.measurements} == {((8, 6, 3),), ((16, 12, 3),)}
 
 
 def test_coupled_rows_run_alone(onnx_models, loaded):
