@@ -1,33 +1,38 @@
-"""The onnxruntime engine: ONNX files on the CPU, or on what other execution providers reach.
+"""The onnxruntime engine: ONNX files on the CPU, on an NVIDIA GPU, or on what other execution providers reach.
 
-One session serves all instances: ONNX Runtime allows `run` from many threads at a time, and the weights are there
-once. `InferenceSession.run` on numpy views was the cheapest public way for small models: 5.3 microseconds for 32 rows
-of 64 floats through a linear model, against 7.0 with an IOBinding and 38 with OrtValues (only an IOBinding to fixed
-buffers is cheaper, 3.1, but its two copies eat that up). BF16 has no numpy type that `run` knows, so models with BF16
-inputs or outputs go through OrtValues.
+On a GPU (`engine.devices`) it is another matter: see `onnxruntime_cuda`. Elsewhere one session serves all instances:
+ONNX Runtime allows `run` from many threads at a time, and the weights are there once. `InferenceSession.run` on numpy
+views was the cheapest public way for small models: 5.3 microseconds for 32 rows of 64 floats through a linear model,
+against 7.0 with an IOBinding and 38 with OrtValues (only an IOBinding to fixed buffers is cheaper, 3.1, but its two
+copies eat that up). BF16 has no numpy type that `run` knows, so models with BF16 inputs or outputs go through
+OrtValues.
 
 The package `onnxruntime` is imported when the first model is loaded, not before.
 
 Options (`[engine.options]`):
 
-* `providers`: execution providers, comma-separated, most wanted first; `CPUExecutionProvider`.
+* `providers`: execution providers, comma-separated, most wanted first; `CPUExecutionProvider`, on a GPU
+  `CUDAExecutionProvider`, before which `TensorrtExecutionProvider` may stand.
 * `graph_optimization`: `none`, `basic`, `extended` or `all`; `all`.
 * `external_data`: whether weights may lie in other files of the model's folder; false.
 * `inter_op_threads`: threads that run independent nodes side by side; 1.
 * `session_per_instance`: a session, with threads and weights of its own, for each instance; false.
-* any name with a dot is a session configuration entry of ONNX Runtime, such as `session.intra_op.allow_spinning`.
+* on a GPU `graphs` (`stream`, `session` or `none`; `stream`), `depth` (batches of an instance in flight; 2), and
+  `cuda.NAME` and `tensorrt.NAME`, which are the providers' own.
+* any other name with a dot is a session configuration entry of ONNX Runtime, such as `session.intra_op.allow_spinning`.
 """
 
 import ctypes
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import ml_dtypes
 import numpy as np
 
-from forebay_server.engines import onnx_file
+from forebay_server.engines import onnx_file, onnxruntime_cuda
 from forebay_server.engines.base import (
     EngineBatch,
     EngineOptions,
@@ -37,7 +42,10 @@ from forebay_server.engines.base import (
     RejectInput,
 )
 from forebay_server.engines.cpu import cpu_quota, threads_per_instance
+from forebay_server.engines.gpu import cuda, graphs
+from forebay_server.engines.onnxruntime_cuda import CudaSessions
 from forebay_server.engines.options import Options
+from forebay_server.engines.preparation import Preparation
 from forebay_server.tensors import FREE, Array, DataType, ModelSpec, TensorSpec
 
 _TYPES: Final[Mapping[str, DataType]] = {
@@ -56,6 +64,7 @@ _TYPES: Final[Mapping[str, DataType]] = {
     "tensor(double)": DataType.FP64,
     "tensor(string)": DataType.BYTES,
 }
+MOST_ROWS: Final = 128  # of a batch on a GPU, if the settings don't say
 _ONNX_BFLOAT16: Final = 16
 _OUT_OF_MEMORY: Final = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation")
 
@@ -64,6 +73,7 @@ class OnnxRuntimeEngine:
     """An ONNX file."""
 
     suffixes: ClassVar[Sequence[str]] = (".onnx",)
+    devices: ClassVar[Sequence[str]] = ("cpu", "cuda")
 
     name = "onnxruntime"
 
@@ -73,46 +83,78 @@ class OnnxRuntimeEngine:
         self._session: Any = None
         self._session_per_instance = False
         self._make_session: Any = None
+        self._cuda: CudaSessions | None = None
         self._spec = ModelSpec(inputs=(), outputs=(), batched=False)
         self.version = ""
-        self.device = "cpu"
-        self.always_worker = False
+        self.device = options.device
+        self.always_worker = self._on_gpu
         self.batch_sizes: Sequence[int] = ()
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.startswith("cuda:")
 
     def load(self) -> ModelSpec:
         """Opens the file and reads its specification. Nearly all of it runs without the GIL."""
+        if self._on_gpu:  # comes before ONNX Runtime, which says less when there is none
+            self._cuda = CudaSessions(cuda.open_device(int(self.device.partition(":")[2])), self._options.memory)
         onnxruntime = _import()
         self.version = onnxruntime.__version__
         options = Options(self.name, self._options.options)
-        providers = self._providers(onnxruntime, options.take("providers", "CPUExecutionProvider"))
+        default = onnxruntime_cuda.CUDA if self._on_gpu else "CPUExecutionProvider"
+        providers = self._providers(onnxruntime, options.take("providers", default))
         external_data = options.take("external_data", default=False)
-        self._session_per_instance = options.take("session_per_instance", default=False)
+        self._session_per_instance = options.take("session_per_instance", default=False) or self._on_gpu
+        if self._cuda is not None:
+            self._cuda.read(onnxruntime, providers, options)
         settings = self._session_options(onnxruntime, options)
         onnx_file.check_external(self._path, allowed=external_data)
         if shapeless := onnx_file.shapeless_inputs(self._path):
             raise ModelLoadError(f"{self._path}: the input {shapeless[0]!r} has no shape, not even free dimensions")
 
-        def make_session() -> Any:
+        def make_session(providers: Sequence[Any] = providers) -> Any:
             # By path, not by bytes: from bytes ONNX Runtime parses while it holds the GIL (measured on 108 MB: stalls
-            # of 200-300 ms against under 3 ms).
-            return onnxruntime.InferenceSession(str(self._path), settings, providers=providers)
+            # of 200-300 ms against under 3 ms). Without the fallback: it would go on without what was asked for.
+            return onnxruntime.InferenceSession(str(self._path), settings, providers=providers, enable_fallback=0)
 
-        try:
-            self._session = make_session()
-        except UnicodeDecodeError as error:  # ONNX Runtime's own text held bytes of a broken file
-            raise ModelLoadError(f"{self._path}: not a valid ONNX model") from error
-        except Exception as error:
-            raise ModelLoadError(f"{self._path}: ONNX Runtime can't load it: {_sentence(error)}") from error
         self._make_session = make_session
+        self._session = self._opened()
         self._set_device()
         try:
             self._spec = self._read_spec()
         except UnicodeDecodeError as error:
             raise ModelLoadError(f"{self._path}: a name in it is not valid text") from error
+        if self._cuda is not None:
+            self._session = None  # the first instance's, whose stream it must not outlive
+            self._cuda.check_spec(self._spec)
+            if self._cuda.graphs != "none" and self._batched:
+                self.batch_sizes = graphs.ladder(self._options.batching.max_batch_size or MOST_ROWS)
         return self._spec
+
+    def _opened(self) -> Any:
+        try:
+            return self._make_session() if self._cuda is None else self._cuda.open_first(self._make_session)
+        except UnicodeDecodeError as error:  # ONNX Runtime's own text held bytes of a broken file
+            raise ModelLoadError(f"{self._path}: not a valid ONNX model") from error
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{self._path}: {error}") from error
+        except Exception as error:
+            raise ModelLoadError(f"{self._path}: ONNX Runtime can't load it: {_sentence(error)}") from error
+
+    @property
+    def _batched(self) -> bool:
+        """Whether dimension 0 is the batch, as far as can be said here: the owner's word over the file's."""
+        said = self._options.batching.batch_dimension
+        return self._spec.batched if said == "auto" else said == "first"
+
+    def prepare(self, inputs: Sequence[Preparation | None]) -> bool:
+        """On a GPU, if the kernel for that can be compiled here."""
+        return self._cuda is not None and self._cuda.prepare(inputs)
 
     def instance(self, index: int) -> Instance:
         """Makes an instance; the first always runs the session that `load` opened."""
+        if self._cuda is not None:
+            return self._cuda.instance(replace(self._spec, batched=self._batched))
         session = self._make_session() if self._session_per_instance and index > 0 else self._session
         types = {tensor.data_type for tensor in (*self._spec.inputs, *self._spec.outputs)}
         if DataType.BF16 in types:
@@ -124,10 +166,15 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Drops the session."""
         self._session = self._make_session = None
+        if self._cuda is not None:
+            self._cuda.close()
+            self._cuda = None
 
     def _providers(self, onnxruntime: Any, text: str) -> list[str]:
         wanted = [name.strip() for name in text.split(",") if name.strip()]
         available = onnxruntime.get_available_providers()
+        if not self._on_gpu and {onnxruntime_cuda.CUDA, onnxruntime_cuda.TENSORRT} & set(wanted):
+            raise ModelLoadError('engine.devices says where it runs: with ["cuda"], on the GPU')
         for name in wanted:
             if name not in available:
                 raise ModelLoadError(f"ONNX Runtime has no {name!r} here; it has {', '.join(available)}")
@@ -171,7 +218,7 @@ class OnnxRuntimeEngine:
 
     def _set_device(self) -> None:
         provider = self._session.get_providers()[0]
-        if provider != "CPUExecutionProvider":
+        if not self._on_gpu and provider != "CPUExecutionProvider":
             self.device = provider.removesuffix("ExecutionProvider").lower() + ":0"
             self.always_worker = True
 

@@ -34,6 +34,12 @@ class Options:
             raise ModelLoadError(f"engine option {name!r} must be a {wanted.__name__}, not {value!r}")
         return value
 
+    def take_prefixed(self, prefix: str) -> dict[str, ParameterValue]:
+        """All options whose names begin so, without the beginning; of any type."""
+        self.known.append(f"{prefix}NAME")
+        names = [name for name in self._values if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self._values.pop(name) for name in names}
+
     def rest(self) -> dict[str, ParameterValue]:
         """Everything that nobody has read; it counts as read."""
         rest, self._values = self._values, {}

@@ -248,6 +248,7 @@ class FakeDevice:
                     continue
                 if operation.kind in ("mark", "wait"):
                     stream.queue.popleft()
+                    operation.begin = operation.end = self._now
                     operation.done = moved = True
                     continue
                 engine = _engine(operation)
@@ -301,6 +302,9 @@ class FakeEvent:
         self._device.running("")
         self._device.alive()
         return self.mark is None or self.mark.done
+
+    def seconds_since(self, earlier):
+        return self.mark.end - earlier.mark.end
 
     def close(self):
         self._device.open -= 1
