@@ -205,6 +205,10 @@ bench: env loadgen ghz ## Measure everything beside other servers (three quarter
 bench-quick: env loadgen ghz ## The same in five minutes, for a first look
 	$(BIN)/python -m bench.run --quick $(BENCH)
 
+.PHONY: gpu-check
+gpu-check: ## Check the GPU engines on this machine with what PYTHON has, installing nothing; GPU="--part torch,bert"
+	$(PYTHON) -m bench.gpu $(GPU)
+
 .PHONY: pictures
 pictures: env ## Draw the screens in docs/images from a real run
 	$(BIN)/python -m bench.top_picture
