@@ -47,6 +47,10 @@ class Preparation:
         """The shape that the model is given for a batch of this shape."""
         return (*shape[:-3], shape[-1], shape[-3], shape[-2]) if self.channels_last else shape
 
+    def source_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The opposite of `target_shape`."""
+        return (*shape[:-3], shape[-2], shape[-1], shape[-3]) if self.channels_last else shape
+
     def apply(self, source: Array, target: Array) -> None:
         """Fills `target`, of `target_shape(source.shape)` and the model's type, from what callers sent.
 

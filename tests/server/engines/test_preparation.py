@@ -45,6 +45,7 @@ def test_images_become_what_the_formula_says(data_type):
     exact = (pixels.astype("f8") * IMAGENET.scale - np.array(IMAGENET.mean)) / np.array(IMAGENET.std)
     assert target.tobytes() == exact.transpose(0, 3, 1, 2).astype(NUMPY_DTYPES[data_type]).tobytes()
     assert made.target_shape((4, 5, 7, 3)) == (4, 3, 5, 7)
+    assert made.source_shape((4, 3, 5, 7)) == (4, 5, 7, 3)
     assert sent == TensorSpec(name="x", data_type=DataType.UINT8, shape=(FREE, 5, 7, 3), measures=True)
 
 

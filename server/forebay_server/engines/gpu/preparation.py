@@ -192,6 +192,13 @@ class Preparer:
             return False
         return True
 
+    def sent(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """The shapes that callers send for those that the model is given."""
+        made = self._inputs or (None,) * len(shapes)
+        return [
+            shape if each is None else each[0].source_shape(shape) for each, shape in zip(made, shapes, strict=True)
+        ]
+
     def around(self, inner: Computation, spec: ModelSpec) -> tuple[Computation, ModelSpec]:
         """A computation that takes what callers send, and the specification of that.
 

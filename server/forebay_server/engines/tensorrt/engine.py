@@ -32,11 +32,13 @@ import structlog
 
 from forebay_server.engines.base import EngineOptions, Instance, ModelLoadError, OutOfMemory
 from forebay_server.engines.gpu import cuda
-from forebay_server.engines.gpu.device import Device
+from forebay_server.engines.gpu.device import Computation, Device
 from forebay_server.engines.gpu.graphs import MOST
 from forebay_server.engines.gpu.pipeline import GpuInstance
 from forebay_server.engines.gpu.pool import Budget
+from forebay_server.engines.gpu.preparation import Preparer
 from forebay_server.engines.options import Options
+from forebay_server.engines.preparation import Preparation
 from forebay_server.engines.tensorrt import profiles, sidecar
 from forebay_server.engines.tensorrt.cache import PlanCache
 from forebay_server.engines.tensorrt.computation import TensorRtComputation
@@ -66,6 +68,7 @@ class TensorRtEngine:
         self._plan: LoadedPlan | None = None
         self._spec = ModelSpec(inputs=(), outputs=(), batched=False)
         self._budget = Budget(options.memory)
+        self._preparer: Preparer | None = None
         self._graphs = True
         self.version = ""
         self.device = "cuda"
@@ -81,6 +84,7 @@ class TensorRtEngine:
         options.done()
         self._device = device = cuda.open_device(int(self._options.device.partition(":")[2] or 0))
         self.device = device.label
+        self._preparer = Preparer(device, self._budget)
         path, data, said = self._found(device, build)
         found = runtime_for(said, path, device, host_code=host_code)
         self.version = found.version
@@ -97,33 +101,36 @@ class TensorRtEngine:
             raise ModelLoadError(f"{self._path}: {error}") from error
         return self._spec
 
+    def prepare(self, inputs: Sequence[Preparation | None]) -> bool:
+        """If the kernels for that can be compiled here."""
+        return self._preparer is not None and self._preparer.prepare(inputs)
+
     def instance(self, index: int) -> Instance:
         """Makes an instance with contexts of its own."""
-        plan, device = self._plan, self._device
-        if plan is None or device is None:
+        plan, device, preparer = self._plan, self._device, self._preparer
+        if plan is None or device is None or preparer is None:
             raise ModelLoadError(f"{self._path}: it is not loaded")
         try:
-            computation = TensorRtComputation(plan, self._spec, self._budget)
+            computation: Computation = TensorRtComputation(plan, self._spec, self._budget)
         except OutOfMemory as error:
             raise ModelLoadError(f"{self._path}: no memory on {device.label} for instance {index}: {error}") from error
         try:
-            instance = GpuInstance(
-                device, computation, self._spec, budget=self._budget, graphs=MOST if self._graphs else 0
-            )
+            computation, spec = preparer.around(computation, self._spec)
+            instance = GpuInstance(device, computation, spec, budget=self._budget, graphs=MOST if self._graphs else 0)
         except BaseException:
             computation.close()
             raise
-        self._reserve(instance)
+        self._reserve(instance, preparer)
         return instance
 
-    def _reserve(self, instance: GpuInstance) -> None:
+    def _reserve(self, instance: GpuInstance, preparer: Preparer) -> None:
         """Takes the memory of the largest batches at once. If there is less, warm-up finds how large they can be."""
         rows = self.batch_sizes[-1] if self.batch_sizes else 1
         shapes = profiles.largest(self._spec, self._options.buckets.shapes, rows)
         if shapes is None:
             return
         try:
-            instance.reserve(shapes)
+            instance.reserve(preparer.sent(shapes))
         except OutOfMemory as error:
             _log.warning("no memory for the largest batches", model=str(self._path), rows=rows, error=str(error))
 

@@ -8,11 +8,13 @@ import pytest
 import structlog
 from onnx import TensorProto, helper
 
-from forebay_server.config.tree import BatchingConfig, EngineConfig, ModelConfig
+from forebay_server.config.tree import BatchingConfig, EngineConfig, InputConfig, ModelConfig
 from forebay_server.engines.base import EngineBatch, EngineDead, OutOfMemory, RejectInput
+from forebay_server.engines.gpu import nvrtc
 from forebay_server.engines.tensorrt import plan as plan_module
 from forebay_server.models import loader
 from forebay_server.tensors import FREE, DataType, TensorSpec
+from tests.server.engines.gpu.kernel import HostCompiler
 from tests.server.engines.tensorrt.fake_tensorrt import ErrorCodeTRT
 from tests.server.engines.tensorrt.helpers import elsewhere, infer
 
@@ -47,6 +49,29 @@ def test_a_plan_is_loaded_and_runs(engine, plan, onnx_models):
         x = np.arange(rows * 64, dtype=np.float32).reshape(rows, 64) % 7
         for _ in range(3):
             assert np.array_equal(infer(instance, x)[0], onnx_models.linear(x))
+
+
+@pytest.mark.usefixtures("machine")
+def test_inputs_are_prepared_on_the_device(onnx_models, tmp_path, monkeypatch):
+    """Pixels as they are sent; the plan is built for what the model takes, and the kernel runs before its graph."""
+    kernels = HostCompiler(tmp_path)
+    monkeypatch.setattr(nvrtc.NvrtcCompiler, "__call__", lambda _, macros: kernels(macros))
+    config = ModelConfig(
+        path=str(onnx_models.make_identity_model("FLOAT", ("N", 3, 2, 4))),
+        engine=EngineConfig(name="tensorrt"),
+        batching=BatchingConfig(max_batch_size=2),  # warm-up may leave larger ones out, if they look slow
+        inputs={"x": InputConfig(data_type="UINT8", layout="channels_last", scale=0.5, mean=[1.0, 2.0, 3.0])},
+    )
+    model = loader.load(config)
+    pixels = np.arange(2 * 24, dtype="u1").reshape(2, 2, 4, 3)
+    launches = sum(kernel.launches for kernel in kernels.kernels.values())
+    (y,) = elsewhere(infer, model.instances[0], pixels)
+    expected = (pixels * 0.5 - np.array([1.0, 2.0, 3.0])).transpose(0, 3, 1, 2).astype("f4")
+    assert np.array_equal(y, expected)
+    assert model.spec.inputs[0] == TensorSpec(name="x", data_type=DataType.UINT8, shape=(FREE, 2, 4, 3), measures=True)
+    assert launches > 0
+    assert sum(kernel.launches for kernel in kernels.kernels.values()) == launches + 1
+    model.close()
 
 
 def test_warm_up_captures_graphs_and_requests_launch_them(engine, plan, device, onnx_models):
