@@ -22,7 +22,8 @@ import structlog
 from forebay_server.config.tree import MetricsConfig
 from forebay_server.errors import ConfigError
 from forebay_server.telemetry.histogram import FIRST, SCALE
-from forebay_server.telemetry.names import METRICS, Kind, Metric
+from forebay_server.telemetry.metric import Kind, Metric
+from forebay_server.telemetry.names import METRICS
 from forebay_server.telemetry.samples import Distribution, Sample
 
 PORTION: Final = 64

@@ -7,7 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from forebay_server.scheduling.events import NOBODY
 from forebay_server.telemetry import names
 from forebay_server.telemetry.exposition import expose
-from forebay_server.telemetry.names import LABELS, METRICS, Kind
+from forebay_server.telemetry.metric import Kind
+from forebay_server.telemetry.names import LABELS, METRICS
 from forebay_server.telemetry.samples import of_version, sizes
 from forebay_server.telemetry.statistics import Statistics
 
