@@ -1,8 +1,10 @@
 """Names for Prometheus, and what all metrics have in common."""
 
+from itertools import pairwise
+
 import pytest
 
-from forebay.v1 import model_pb2
+from forebay.v1 import inference_pb2
 from forebay_server.scheduling.events import REASONS
 from forebay_server.scheduling.request import Reason
 from forebay_server.telemetry import metric
@@ -27,7 +29,7 @@ from forebay_server.telemetry.names import LABELS, METRICS
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_the_name_for_prometheus(made, family, prometheus):
-    """By OpenTelemetry's rules: the unit in words at the end, once; `_total` for counters; ratios only where it is one."""
+    """By OpenTelemetry's rules: the unit in words at the end, once; `_total` for counters, which are no ratios."""
     assert (made.family, made.prometheus) == (family, prometheus or family)
     assert family.endswith(made.word)
 
@@ -36,7 +38,7 @@ def test_buckets_are_for_microseconds_to_minutes():
     """Powers of two from 8 microseconds to 512 seconds; ratios around one; sizes up to 4096."""
     durations = metric.durations("d", ".").bounds
     assert (durations[0], durations[-1], len(durations)) == (2.0**-17, 512.0, 27)
-    assert all(above == 2 * below for below, above in zip(durations, durations[1:], strict=False))
+    assert all(above == 2 * below for below, above in pairwise(durations))
     assert 1.0 in metric.ratios("r", ".").bounds
     assert metric.sizes("s", "{row}", ".").bounds == tuple(2**power for power in range(13))
 
@@ -57,6 +59,6 @@ def test_reasons_of_batches_have_the_numbers_of_the_contract():
     """The scheduler's, those of telemetry, and the contract's are one."""
     assert {reason.value: reason.name.lower() for reason in Reason} == REASONS
     contract = {
-        number: name.removeprefix("DISPATCH_REASON_").lower() for name, number in model_pb2.DispatchReason.items()
+        number: name.removeprefix("DISPATCH_REASON_").lower() for name, number in inference_pb2.DispatchReason.items()
     }
     assert {number: name for number, name in contract.items() if number} == REASONS
