@@ -21,6 +21,7 @@ from forebay_server.config.tree import (
     Config,
     ExposureConfig,
     ModelConfig,
+    PrometheusConfig,
     ServerConfig,
     TelemetryConfig,
     TracingConfig,
@@ -198,7 +199,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers with tracing, and closes them at the end."""
     servers: list[Server] = []
 
-    def start(*models: ModelConfig, tracing: dict[str, object], wire: str = "auto", **sections: object) -> Server:
+    def start(
+        *models: ModelConfig, tracing: dict[str, object], wire: str = "auto", scraped: bool = False, **sections: object
+    ) -> Server:
         settings = {"sampler": "always_on", "slow_ms": 0.0, **tracing}
         config = Config(
             server=ServerConfig(
@@ -208,7 +211,10 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
                 watchdog_s=60.0,
             ),
             models=list(models),
-            telemetry=TelemetryConfig(tracing=TracingConfig(**settings)),
+            telemetry=TelemetryConfig(
+                tracing=TracingConfig(**settings),
+                prometheus=PrometheusConfig(address="127.0.0.1:0" if scraped else ""),
+            ),
             **sections,
         )
         started = Server(config)
