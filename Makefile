@@ -186,8 +186,9 @@ bench-quick: env loadgen ## The same in five minutes, for a first look
 	$(BIN)/python -m bench.run --quick $(BENCH)
 
 .PHONY: pictures
-pictures: env ## Draw the screens in docs/images from a real run
+pictures: env prometheus ## Draw the pictures in docs/images from real runs
 	$(BIN)/python -m bench.top_picture
+	$(BIN)/python -m bench.metrics_pictures
 
 build/forebay.binpb: build/googleapis $(wildcard protos/forebay/v1/*.proto) ## The contract as a descriptor set, for ghz
 	$(GEN)/buf build --output $@
