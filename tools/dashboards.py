@@ -141,7 +141,7 @@ DASHBOARDS: dict[str, tuple[str, str, dict[str, list[Panel]]]] = {
     ),
     "forebay-gpu": (
         "Forebay: GPUs",
-        "Memory and utilisation, where the server runs on GPUs and nvidia-ml-py is installed.",
+        "Memory and utilisation, where the server runs on NVIDIA GPUs and forebay[gpu] is installed.",
         {
             "GPUs": [
                 ("Busy", "percentunit", "Part of the time in which a kernel ran.", [(f"forebay_gpu_utilization_ratio{{{ON}}}", "{{instance}} {{gpu}}")]),
