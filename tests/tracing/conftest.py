@@ -21,7 +21,6 @@ from forebay_server.config.tree import (
     Config,
     ExposureConfig,
     ModelConfig,
-    PrometheusConfig,
     ServerConfig,
     TelemetryConfig,
     TracingConfig,
@@ -200,7 +199,11 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def start(
-        *models: ModelConfig, tracing: dict[str, object], wire: str = "auto", scraped: bool = False, **sections: object
+        *models: ModelConfig,
+        tracing: dict[str, object],
+        wire: str = "auto",
+        telemetry: dict[str, object] | None = None,
+        **sections: object,
     ) -> Server:
         settings = {"sampler": "always_on", "slow_ms": 0.0, **tracing}
         config = Config(
@@ -211,10 +214,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
                 watchdog_s=60.0,
             ),
             models=list(models),
-            telemetry=TelemetryConfig(
-                tracing=TracingConfig(**settings),
-                prometheus=PrometheusConfig(address="127.0.0.1:0" if scraped else ""),
-            ),
+            telemetry=TelemetryConfig(tracing=TracingConfig(**settings), **(telemetry or {})),
             **sections,
         )
         started = Server(config)

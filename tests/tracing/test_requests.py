@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from forebay.v1 import inference_pb2
-from forebay_server.config.tree import BatchingConfig
+from forebay_server.config.tree import BatchingConfig, PrometheusConfig
 from tests.e2e.conftest import FRONT_ENDS, request_of, row, synthetic
 from tests.tracing.conftest import PARENT, PARENT_SPAN, traceparent
 
@@ -53,7 +53,8 @@ def test_a_request_and_its_batch(receiver, serve, call, wire):
 
 def test_an_exemplar_leads_to_its_span(collector, serve, call):
     """The bucket of the request's duration names the trace and the span that the collector has."""
-    server = serve(synthetic("model"), tracing={"endpoint": collector.endpoint}, scraped=True)
+    scraped = {"prometheus": PrometheusConfig(address="127.0.0.1:0")}
+    server = serve(synthetic("model"), tracing={"endpoint": collector.endpoint}, telemetry=scraped)
     call(server).predict("model", row(1.0), metadata=[("traceparent", traceparent())])
     (span,) = collector.received.await_spans(PREDICT)
     request = urllib.request.Request(f"http://{server.addresses['prometheus']}/metrics")
