@@ -1,4 +1,4 @@
-"""The real OpenTelemetry Collector, built from its Go modules, takes spans and metrics and writes what it understood."""
+"""The real OpenTelemetry Collector, built from its Go modules, takes spans and metrics and writes what it has read."""
 
 import base64
 import json
@@ -136,7 +136,7 @@ def test_the_real_collector_understands_metrics(serve, call, ports, tmp_path, mo
         metric = found().get(name)
         return [] if metric is None else getattr(metric, metric.WhichOneof("data")).data_points
 
-    eventually(lambda: any(point.count for point in points("forebay.request.duration")), "the figures", 30)
+    eventually(lambda: any(point.exemplars for point in points("forebay.request.duration")), "the figures", 30)
     (requests,) = points("forebay.requests")
     (rows,) = points("forebay.batch.rows")
     (duration,) = points("forebay.request.duration")
