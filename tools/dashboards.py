@@ -15,6 +15,8 @@ ON = 'instance=~"$instance"'
 M = f'{ON},model=~"$model"'
 NOT_OK = f'{M},code!="OK"'
 RATE = "$__rate_interval"
+EXEMPLARS = "forebay_request_duration_seconds_bucket"
+"""What has exemplars, which Grafana shows as dots that lead to a trace."""
 
 Panel = tuple[str, str, str, list[tuple[str, str]]]
 
@@ -199,7 +201,13 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
         "fieldConfig": {"defaults": {"unit": unit, "min": 0, "custom": {"fillOpacity": 5}}, "overrides": []},
         "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
         "targets": [
-            {"refId": chr(ord("A") + index), "datasource": source, "expr": expression, "legendFormat": legend}
+            {
+                "refId": chr(ord("A") + index),
+                "datasource": source,
+                "expr": expression,
+                "legendFormat": legend,
+                "exemplar": EXEMPLARS in expression,
+            }
             for index, (expression, legend) in enumerate(targets)
         ],
     }
