@@ -206,7 +206,7 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
                 "datasource": source,
                 "expr": expression,
                 "legendFormat": legend,
-                "exemplar": EXEMPLARS in expression,
+                **({"exemplar": True} if EXEMPLARS in expression else {}),
             }
             for index, (expression, legend) in enumerate(targets)
         ],
