@@ -45,7 +45,7 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
-_START = 30.0  # seconds that a server may take to be ready
+_START = 60.0  # seconds that a server may take to be ready
 
 
 class Block(NamedTuple):
