@@ -25,7 +25,7 @@ SET = {"OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT}
         ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": ENDPOINT}, True),
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": ENDPOINT}, False),
         ({"OTEL_METRICS_EXPORTER": "otlp"}, True),
-        ({"OTEL_METRICS_EXPORTER": "console, otlp"}, True),
+        ({"OTEL_METRICS_EXPORTER": "prometheus, otlp"}, True),
         ({**SET, "OTEL_METRICS_EXPORTER": "none"}, False),
         ({**SET, "OTEL_METRICS_EXPORTER": "prometheus"}, False),
         ({**SET, "OTEL_SDK_DISABLED": "TRUE"}, False),
@@ -57,23 +57,11 @@ def test_settings_are_stronger_than_variables():
 
 
 @pytest.mark.parametrize(
-    ("general", "metrics", "protocol"),
-    [("", "", "grpc"), ("http/protobuf", "", "http/protobuf"), ("grpc", "http/protobuf", "http/protobuf")],
-)
-def test_the_protocol(general, metrics, protocol):
-    """The variable for metrics is stronger than the one for all; an empty one is as none."""
-    environment = {"OTEL_EXPORTER_OTLP_PROTOCOL": general, "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": metrics}
-    found = options(MetricsConfig(), {**SET, **environment})
-
-    assert found is not None
-    assert found.protocol == protocol
-
-
-@pytest.mark.parametrize(
     ("variable", "value"),
     [
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "carrier pigeon"),
+        ("OTEL_METRICS_EXPORTER", "console"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "soon"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "0"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "-5"),
@@ -263,19 +251,3 @@ def test_figures_that_can_not_be_read_are_no_export(collector):
 
     assert metrics.sent >= 1
     assert metrics.failed == 0
-
-
-def test_the_resource_leaves_the_standard_variables_their_say(monkeypatch):
-    """What the environment says of the service is kept; what it does not, is ours."""
-    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=9,deployment.environment=test")
-    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
-    found = dict(otlp._resource().attributes)
-    assert (found["service.name"], found["service.version"], found["deployment.environment"]) == (
-        "forebay",
-        "9",
-        "test",
-    )
-    assert found["service.instance.id"]
-
-    monkeypatch.setenv("OTEL_SERVICE_NAME", "pool")
-    assert otlp._resource().attributes["service.name"] == "pool"
