@@ -60,7 +60,7 @@ class Phase(NamedTuple):
 PHASES: Final = (
     Phase("2 callers", 2),
     Phase("16 callers", 16),
-    Phase("160 callers, 120 ms each", 160),
+    Phase("160 callers", 160),
     Phase("2 callers", 2),
 )
 
@@ -256,7 +256,7 @@ def _dress(axes: Axes, shown: Panel) -> None:
         axes.text((number + 0.05) * PHASE, top, phase.title, fontsize=6, color="grey", va="top")
     axes.set_ylim(top=top * 1.02)
     axes.set_xlim(0, PHASE * len(PHASES))
-    axes.legend(fontsize=7, loc="center left")
+    axes.legend(fontsize=7, loc="best", framealpha=0.6)
 
 
 def main() -> None:
