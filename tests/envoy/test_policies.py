@@ -59,9 +59,9 @@ def test_a_caller_without_a_deadline_gets_one(recorder, balancer, call):
 
 def test_the_server_refuses_by_the_deadline_it_was_told(replica, balancer, call):
     """A deadline that can't be met is refused beforehand, with the server's reason, through Envoy."""
-    server = replica(synthetic(base_ms=300, batching=BatchingConfig(max_batch_size=1)))
+    server = replica(synthetic(base_ms=1500, batching=BatchingConfig(max_batch_size=1)))
     caller = call(balancer([server.addresses["public"]]))
-    error = caller.fails(request_of("model", row(1)), timeout=0.2)
+    error = caller.fails(request_of("model", row(1)), timeout=1.4)
     assert details_of(error)[:2] == (Code.DEADLINE_EXCEEDED, "DEADLINE_UNREACHABLE")
 
 
