@@ -210,8 +210,9 @@ gpu-check: ## Check the GPU engines on this machine with what PYTHON has, instal
 	$(PYTHON) -m bench.gpu $(GPU)
 
 .PHONY: pictures
-pictures: env ## Draw the screens in docs/images from a real run
+pictures: env prometheus ## Draw the pictures in docs/images from real runs
 	$(BIN)/python -m bench.top_picture
+	$(BIN)/python -m bench.metrics_pictures
 
 .PHONY: native-check
 native-check: env ## The native front end: rustfmt, clippy, its own tests, licences and duplicates of its crates

@@ -2,7 +2,7 @@
 
     python -m bench.top_picture
 
-`make pictures` runs it. The server has the demo's digits, a synthetic model that takes 20 ms and is asked for more than
+`make pictures` runs it. The server has the demo's digits, a synthetic model that takes 50 ms and is asked for more than
 it can do, and jobs; the picture is what the command would have drawn.
 """
 
@@ -37,11 +37,11 @@ def call(address: str, images: Images, ending: threading.Event, number: int) -> 
 
 
 def crowd(address: str, ending: threading.Event) -> None:
-    """Asks the slow model for answers within 45 ms, which it can't give to all."""
+    """Asks the slow model for answers within 130 ms, which it can't give to all."""
     with Client(address) as client:
         while not ending.is_set():
             try:
-                client.predict("synthetic", {"x": np.zeros((8, 4), np.float32)}, deadline=0.045)
+                client.predict("synthetic", {"x": np.zeros((8, 4), np.float32)}, deadline=0.13)
             except ForebayError:
                 ending.wait(0.02)
 

@@ -1,6 +1,6 @@
 """The whole of Forebay in a minute: train a digit classifier, serve it, and call it from many callers at once.
 
-    python examples/digits.py [--wire native|grpc.aio] [--watch SECONDS]
+    python examples/digits.py [--wire native|grpc.aio] [--listen ADDRESS] [--watch SECONDS]
 
 Trains on scikit-learn's bundled images of handwritten digits, exports to ONNX, starts `forebay serve` in its own
 process, and sends the held-out images through `Predict` and `StreamPredict`; then hands them over as jobs, kills the
@@ -73,10 +73,8 @@ class Server:
     Beside the digits it serves a synthetic model that takes 50 ms, to show what a refusal looks like.
     """
 
-    def __init__(self, model: Path, wire: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+    def __init__(self, model: Path, wire: str, address: str = "") -> None:
+        self.address = address or free_address()
         store = model.with_name("jobs.db")
         for old in model.parent.glob(f"{store.name}*"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -104,10 +102,17 @@ class Server:
         return self._process.wait(timeout=30)
 
 
+def free_address() -> str:
+    """Where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
 @contextmanager
-def served(model: Path, wire: str) -> Iterator[Server]:
+def served(model: Path, wire: str, address: str) -> Iterator[Server]:
     """Runs a server, and stops it gracefully."""
-    server = Server(model, wire)
+    server = Server(model, wire, address)
     console.print(f"[dim]$ forebay {' '.join(server.arguments)}[/]")
     console.print(f"serving after {server.start_seconds:.2f} s")
     console.print(f"[dim]watch it in another terminal:[/] forebay top --address {server.address}\n")
@@ -248,6 +253,7 @@ def main() -> None:
     """Runs the demo; its exit code says whether every answer was right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wire", choices=("auto", "native", "grpc.aio"), default="auto", help="the gRPC front end")
+    parser.add_argument("--listen", default="", metavar="ADDRESS", help="where the server listens; any free port")
     parser.add_argument(
         "--watch", type=float, default=0.0, metavar="SECONDS", help="go on calling for so long, to be watched"
     )
@@ -261,7 +267,7 @@ def main() -> None:
         f"trained: {model.name}, {model.stat().st_size / 1024:.0f} KiB, accuracy {own:.1%} on held-out images\n"
     )
 
-    with served(model, arguments.wire) as server, Client(server.address) as client:
+    with served(model, arguments.wire, arguments.listen) as server, Client(server.address) as client:
         predictions, seconds, took = asyncio.run(call_concurrently(server.address, images))
         count = check(predictions, labels, probabilities)
         p50, p99 = np.percentile(seconds, [50, 99]) * 1e3

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-pytest_plugins = ["tests.postgres"]
+pytest_plugins = ["tests.nvml", "tests.postgres"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell without job control has what it starts in the background ignore SIGINT, and its children would, too.

@@ -15,6 +15,8 @@ ON = 'instance=~"$instance"'
 M = f'{ON},model=~"$model"'
 NOT_OK = f'{M},code!="OK"'
 RATE = "$__rate_interval"
+EXEMPLARS = "forebay_request_duration_seconds_bucket"
+"""What has exemplars, which Grafana shows as dots that lead to a trace."""
 
 Panel = tuple[str, str, str, list[tuple[str, str]]]
 
@@ -141,7 +143,7 @@ DASHBOARDS: dict[str, tuple[str, str, dict[str, list[Panel]]]] = {
     ),
     "forebay-gpu": (
         "Forebay: GPUs",
-        "Memory and utilisation, where the server runs on GPUs and nvidia-ml-py is installed.",
+        "Memory and utilisation, where the server runs on NVIDIA GPUs and forebay[gpu] is installed.",
         {
             "GPUs": [
                 ("Busy", "percentunit", "Part of the time in which a kernel ran.", [(f"forebay_gpu_utilization_ratio{{{ON}}}", "{{instance}} {{gpu}}")]),
@@ -199,7 +201,13 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
         "fieldConfig": {"defaults": {"unit": unit, "min": 0, "custom": {"fillOpacity": 5}}, "overrides": []},
         "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
         "targets": [
-            {"refId": chr(ord("A") + index), "datasource": source, "expr": expression, "legendFormat": legend}
+            {
+                "refId": chr(ord("A") + index),
+                "datasource": source,
+                "expr": expression,
+                "legendFormat": legend,
+                **({"exemplar": True} if EXEMPLARS in expression else {}),
+            }
             for index, (expression, legend) in enumerate(targets)
         ],
     }

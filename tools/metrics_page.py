@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from forebay_server.telemetry.names import LABELS, METRICS, Kind
+from forebay_server.telemetry.metric import Kind
+from forebay_server.telemetry.names import LABELS, METRICS
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 BEGIN = "<!-- made by tools/metrics_page.py from server/forebay_server/telemetry/names.py -->\n"

@@ -6,13 +6,14 @@ A comment before a fenced block says what becomes of it:
 * `<!-- serve -->`: a command that serves. It runs in the background until `<!-- stop -->`, the next one, or the end of
   the page, and is then stopped with SIGTERM, which must end it with 0. Later blocks find its process id in `$PID`.
 * `<!-- beside -->`: a command that runs beside the server, such as a proxy, until the end of the page. It is ready when
-  it takes connections at port 8080.
+  it takes connections at port 8080; `<!-- beside: PORT -->`: at this one.
 * `<!-- run -->`: a shell or Python block that must succeed; `<!-- run: fails CODE -->`: one that must end so.
 * `<!-- output -->`: what the block before printed (stdout and stderr); `...` stands for anything.
 * `<!-- output: loose -->`: the same, but any number may stand for any other, and spaces may differ.
 
 The pages say `8500` for the port of callers, `8501` for that of probes, `8080` and `9901` for those of a proxy and its
-administration, and `4317` for that of a collector of spans; the tests use free ones, in the files of `deploy/` as well.
+administration, `4317` for that of a collector of spans, `9464` for where metrics are scraped, and `9090` for that of
+Prometheus; the tests use free ones, in the files of `deploy/` as well.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from forebay_client import Client, ForebayError
 from tools.transcoding import descriptor_set
 
 REPOSITORY = Path(__file__).parents[2]
+PROMETHEUS = REPOSITORY / "build" / "prometheus" / "bin" / "prometheus"
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 _BLOCK = re.compile(
@@ -43,7 +45,7 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
-_START = 30.0  # seconds that a server may take to be ready
+_START = 60.0  # seconds that a server may take to be ready
 
 
 class Block(NamedTuple):
@@ -73,7 +75,7 @@ class Script:
     def __init__(self, page: Path, folder: Path, cache: Path) -> None:
         self._page = page
         self._folder = folder
-        self._ports = {port: _free_port() for port in ("8500", "8501", "8080", "9901", "4317")}
+        self._ports = {port: _free_port() for port in ("8500", "8501", "8080", "9901", "4317", "9464", "9090")}
         self._server: subprocess.Popen[str] | None = None
         self._beside: list[subprocess.Popen[str]] = []
         self._log = folder / ".server.log"
@@ -104,7 +106,7 @@ class Script:
                     self.stop()
                     self._serve(text, where)
                 case "beside":
-                    self._begin_beside(text, where)
+                    self._begin_beside(text, int(self._ports[block.how or "8080"]), where)
                 case "stop":
                     self.stop()
                 case "run":
@@ -114,7 +116,7 @@ class Script:
 
     def deploy(self, source: Path) -> None:
         """Copies the files of `deploy/`, with the ports of this page."""
-        for file in source.rglob("*.yaml"):
+        for file in [*source.rglob("*.yaml"), *source.rglob("*.yml")]:
             target = self._folder / "deploy" / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(self._ported(file.read_text()))
@@ -130,13 +132,16 @@ class Script:
 
     def kill(self) -> None:
         """Leaves no process behind, whatever happened."""
-        for process in [self._server, *self._beside]:
-            if process is not None:
-                process.kill()
-                process.wait()
+        for process in self._beside:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it has started as well
+            process.wait()
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
 
-    def _begin_beside(self, command: str, where: str) -> None:
-        log = self._folder / ".beside.log"
+    def _begin_beside(self, command: str, port: int, where: str) -> None:
+        log = self._folder / f".beside-{len(self._beside)}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
                 ["bash", "-c", f"exec {command.strip()}"],
@@ -145,12 +150,13 @@ class Script:
                 stdout=file,
                 stderr=file,
                 text=True,
+                start_new_session=True,
             )
         self._beside.append(process)
         until = time.monotonic() + _START
         while time.monotonic() < until:
             assert process.poll() is None, f"{where}: it ended\n{log.read_text()}"
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(self._ports["8080"])), 1):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 return
             time.sleep(0.02)
         pytest.fail(f"{where}: nothing listens\n{log.read_text()}")
@@ -236,7 +242,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "build" / "envoy").mkdir()
     descriptors = descriptor_set(REPOSITORY / "deploy" / "envoy" / "http_rules.yaml")
     (folder / "build" / "envoy" / "forebay.binpb").write_bytes(descriptors.SerializeToString())
-    for name in ("examples", "go.mod", "go.sum", "gen", "clients"):
+    for name in ("examples", "go.mod", "go.sum", "gen", "clients", "build/prometheus"):
         (folder / name).symlink_to(REPOSITORY / name)
     return folder
 
@@ -252,6 +258,8 @@ def script(request: pytest.FixtureRequest, clone: Path, cache: Path, tmp_path: P
     """The page that the test is about, in a fresh folder."""
     if any(block.language == "go" for block in blocks_of(request.param)) and shutil.which("go") is None:
         pytest.skip("there is no Go here")
+    if any("build/prometheus/" in block.text for block in blocks_of(request.param)) and not PROMETHEUS.exists():
+        pytest.skip("there is no Prometheus here: make prometheus")
     for name in ("build", "examples", "go.mod", "go.sum", "gen", "clients"):
         (tmp_path / name).symlink_to(clone / name)
     made = Script(request.param, tmp_path, cache)

@@ -209,6 +209,44 @@ def test_a_storm_of_refusals_writes_few_lines(process):
     assert len(lines) + sum(line.get("suppressed", 0) for line in lines) + rest["suppressed"] == 10_000
 
 
+@pytest.mark.parametrize("front_end", ["grpc.aio"], indirect=True)
+@pytest.mark.parametrize("terminal", [True, False])
+def test_people_get_text_and_others_json(front_end, tmp_path, terminal):
+    """By what stderr is, if nobody says otherwise."""
+    reading, writing = os.openpty() if terminal else os.pipe()
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "forebay_server", "serve", "synthetic:", "--wire", front_end),
+            *("--listen", "127.0.0.1:0"),
+        ],
+        stderr=writing,
+        cwd=tmp_path,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )
+    os.close(writing)
+    told = b""
+    try:
+        while b"model_ready" not in told:
+            told += os.read(reading, 65536)  # ends with the server
+        server.send_signal(signal.SIGTERM)
+        with suppress(OSError):  # how a terminal tells that nobody holds its other end
+            while more := os.read(reading, 65536):
+                told += more
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+        server.wait()
+        os.close(reading)
+
+    (line,) = [line for line in told.decode().splitlines() if "model_ready" in line]
+    if terminal:
+        plain = re.sub(r"\x1b\[[\d;]*m", "", line)
+        assert re.match(r"\d{4}-\d\d-\d\dT\S+ \[info +\] model_ready ", plain)
+        assert "name=synthetic" in plain
+    else:
+        assert (json.loads(line)["event"], json.loads(line)["name"]) == ("model_ready", "synthetic")
+
+
 @pytest.fixture
 def stuck_pipe():
     """The end of a full pipe that nobody reads."""

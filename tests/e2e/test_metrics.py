@@ -20,6 +20,7 @@ from forebay_server.config.tree import (
     PrometheusConfig,
     TelemetryConfig,
     TenantConfig,
+    WebhooksConfig,
 )
 from forebay_server.telemetry.names import METRICS
 from tests.e2e.conftest import eventually, request_of, row, synthetic
@@ -175,6 +176,49 @@ def test_invented_names_make_no_series(serve, call):
     assert value(after, "forebay_requests_total", **refused) == 10_000
     assert value(after, "forebay_tenant_refusals_total", tenant="other") == 10_000
     assert set(after) == set(before)
+
+
+def test_secrets_are_in_no_series(serve, call, collector, monkeypatch):
+    """Not from metadata, payloads, parameters, ids, names or settings; the model's own name is (the control)."""
+    canary = "canary-5up3r-53"  # with a blank 16 bytes, a row of the model
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"authorization={canary}")
+    monkeypatch.setenv("HOOK_SECRET", f"{canary}{canary}{canary}")
+    webhooks = WebhooksConfig(allow=["https://hooks.example.com/"], secrets={"first": "env:HOOK_SECRET"})
+    server = serve(
+        synthetic("told", poison=13.0),
+        jobs=JobsConfig(store="memory:", webhooks=webhooks),
+        server={"public": ExposureConfig(address="127.0.0.1:0", trusted=True)},
+        telemetry=TelemetryConfig(
+            prometheus=SCRAPED.prometheus,
+            metrics=MetricsConfig(endpoint=f"http://127.0.0.1:{collector.grpc_port}", interval_s=0.2),
+        ),
+    )
+    caller = call(server)
+    metadata = [("authorization", f"Bearer {canary}"), ("x-forebay-tenant", canary), (f"{canary}-bin", canary.encode())]
+    secret = np.frombuffer(f"{canary} ".encode(), "<f4").reshape(1, 4)
+    fields = {"request_id": canary, "parameters": {canary: inference_pb2.Parameter(string_value=canary)}}
+    caller.predict("told", secret, metadata=metadata, **fields)
+    caller.fails(request_of("told", np.vstack([secret, row(13.0)]), **fields), metadata=metadata)
+    caller.fails(request_of("told", secret, name=canary, **fields), metadata=metadata)
+    caller.fails(request_of(canary, secret), metadata=metadata)
+    caller.fails(request_of("told", secret, version=canary), metadata=metadata)
+    with pytest.raises(grpc.RpcError):
+        caller.channel.unary_unary(f"/{canary}.Service/{canary}")(canary.encode(), timeout=10, metadata=metadata)
+    job = job_service_pb2.SubmitRequest(request=request_of("told", secret, **fields))
+    caller.jobs.Submit(job, timeout=10, metadata=metadata)
+
+    ended = ("forebay_jobs_ended_total", frozenset({("state", "succeeded")}))
+    eventually(lambda: scrape(server)[ended] == 1, "the job has ended")
+    seen = len(collector.requests)
+    eventually(lambda: len(collector.requests) > seen, "an export after that", 20)
+    request = urllib.request.Request(f"http://{server.addresses['prometheus']}/metrics")
+    request.add_header("Accept", "application/openmetrics-text")
+    with urllib.request.urlopen(request, timeout=10) as response:
+        text = response.read()
+    sent = b"".join(each.SerializeToString() for each in collector.requests)
+    for told in (text, sent):
+        assert b"told" in told
+        assert canary.encode() not in told
 
 
 def test_scrapes_go_on_while_the_server_drains(serve, call):

@@ -108,9 +108,9 @@ class Envoy:
                 cwd=folder,
             )
         try:
-            eventually(lambda: self.popen.poll() is not None or (admin.exists() and admin.read_text()), "envoy", 20)
+            eventually(lambda: self.popen.poll() is not None or (admin.exists() and admin.read_text()), "envoy", 60)
             self._admin = f"http://{admin.read_text()}" if admin.exists() else ""
-            eventually(lambda: self.popen.poll() is not None or self._live(), "envoy is live", 20)
+            eventually(lambda: self.popen.poll() is not None or self._live(), "envoy is live", 60)
             assert self.popen.poll() is None, self.log.read_text()
             statuses = json.loads(self.admin("/listeners?format=json"))["listener_statuses"]
             port = statuses[0]["local_address"]["socket_address"]["port_value"]

@@ -57,8 +57,15 @@ def test_what_is_said_in_each_file_is_the_same():
     """A limit or a filter that is mended in one file is mended in all."""
     first, *others = (tree(name) for name in CONFIGURATIONS)
     for other in others:
-        for key in ("http2_protocol_options", "stream_idle_timeout", "request_headers_timeout", "normalize_path"):
+        for key in (
+            "http2_protocol_options",
+            "stream_idle_timeout",
+            "request_headers_timeout",
+            "normalize_path",
+            "tracing",
+        ):
             assert listener(other)[key] == listener(first)[key]
+        assert clusters(other)["collector"] == clusters(first)["collector"]
         assert filter_of(other, "grpc_json_transcoder") == filter_of(first, "grpc_json_transcoder")
         assert other["overload_manager"] == first["overload_manager"]
         mappers = [json.dumps(mapper) for mapper in listener(other)["local_reply_config"]["mappers"]]
@@ -71,7 +78,8 @@ def test_what_is_said_in_each_file_is_the_same():
 
 def test_clusters_of_replicas_differ_in_what_they_ask_for():
     """Jobs and canaries are checked, limited and ejected as inference is."""
-    inference, jobs, canary = clusters(tree("balancer.yaml")).values()
+    found = clusters(tree("balancer.yaml"))
+    inference, jobs, canary = (found[name] for name in ("forebay", "forebay-jobs", "forebay-canary"))
     for key in ("outlier_detection", "circuit_breakers", "typed_extension_protocol_options", "common_lb_config"):
         assert inference[key] == jobs[key] == canary[key]
     (check,), (other,) = inference["health_checks"], jobs["health_checks"]

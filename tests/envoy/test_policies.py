@@ -59,9 +59,9 @@ def test_a_caller_without_a_deadline_gets_one(recorder, balancer, call):
 
 def test_the_server_refuses_by_the_deadline_it_was_told(replica, balancer, call):
     """A deadline that can't be met is refused beforehand, with the server's reason, through Envoy."""
-    server = replica(synthetic(base_ms=300, batching=BatchingConfig(max_batch_size=1)))
+    server = replica(synthetic(base_ms=1500, batching=BatchingConfig(max_batch_size=1)))
     caller = call(balancer([server.addresses["public"]]))
-    error = caller.fails(request_of("model", row(1)), timeout=0.2)
+    error = caller.fails(request_of("model", row(1)), timeout=1.4)
     assert details_of(error)[:2] == (Code.DEADLINE_EXCEEDED, "DEADLINE_UNREACHABLE")
 
 
@@ -79,18 +79,6 @@ def test_a_server_that_does_not_answer(recorder, balancer):
     over.set()
     assert 0.4 < time.monotonic() - begin < 3
     assert (reply.status, reply.json["code"]) == (504, 4)
-
-
-def test_headers_of_a_trace_pass(recorder, balancer, call):
-    """`traceparent` and `tracestate` reach the server as they were sent, from gRPC and REST callers."""
-    server = recorder()
-    envoy = balancer([server.address])
-    trace = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "a=b,c=d"}
-    call(envoy).predict("model", row(1), metadata=tuple(trace.items()))
-    envoy.http("POST", "/v1/models/model:predict", {}, trace)
-    assert len(server.seen) == 2
-    for seen in server.seen:
-        assert {key: seen.metadata.get(key) for key in trace} == trace
 
 
 # --- retries ---------------------------------------------------------------------------------------------------------
@@ -160,7 +148,7 @@ def test_large_messages_are_tried_again_too(recorder, balancer, call):
 
 def quick_ejection(config, routes):
     """Times that a test can wait for, no retries to hide the errors, and no health checks after the first."""
-    for cluster in clusters(config).values():
+    for cluster in (each for name, each in clusters(config).items() if name != "collector"):
         cluster["outlier_detection"] |= {"base_ejection_time": "1s", "interval": "0.2s"}
         cluster["health_checks"][0] |= {"interval": "60s", "no_traffic_interval": "60s"}
     for route in virtual_host(routes)["routes"]:

@@ -198,7 +198,13 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers with tracing, and closes them at the end."""
     servers: list[Server] = []
 
-    def start(*models: ModelConfig, tracing: dict[str, object], wire: str = "auto", **sections: object) -> Server:
+    def start(
+        *models: ModelConfig,
+        tracing: dict[str, object],
+        wire: str = "auto",
+        telemetry: dict[str, object] | None = None,
+        **sections: object,
+    ) -> Server:
         settings = {"sampler": "always_on", "slow_ms": 0.0, **tracing}
         config = Config(
             server=ServerConfig(
@@ -208,7 +214,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
                 watchdog_s=60.0,
             ),
             models=list(models),
-            telemetry=TelemetryConfig(tracing=TracingConfig(**settings)),
+            telemetry=TelemetryConfig(tracing=TracingConfig(**settings), **(telemetry or {})),
             **sections,
         )
         started = Server(config)

@@ -1,10 +1,13 @@
 """Spans of requests and batches, as real receivers get them over both protocols and from both front ends."""
 
+import urllib.request
+
 import grpc
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from forebay.v1 import inference_pb2
-from forebay_server.config.tree import BatchingConfig
+from forebay_server.config.tree import BatchingConfig, PrometheusConfig
 from tests.e2e.conftest import FRONT_ENDS, request_of, row, synthetic
 from tests.tracing.conftest import PARENT, PARENT_SPAN, traceparent
 
@@ -46,6 +49,28 @@ def test_a_request_and_its_batch(receiver, serve, call, wire):
     assert batch.attributes["forebay.batch.dispatch_reason"] in ("idle", "full")
     assert span.resource["service.name"] == "forebay"
     assert span.scope == "forebay_server"
+
+
+def test_an_exemplar_leads_to_its_span(collector, serve, call):
+    """The bucket of the request's duration names the trace and the span that the collector has."""
+    scraped = {"prometheus": PrometheusConfig(address="127.0.0.1:0")}
+    server = serve(synthetic("model"), tracing={"endpoint": collector.endpoint}, telemetry=scraped)
+    call(server).predict("model", row(1.0), metadata=[("traceparent", traceparent())])
+    (span,) = collector.received.await_spans(PREDICT)
+    request = urllib.request.Request(f"http://{server.addresses['prometheus']}/metrics")
+    request.add_header("Accept", "application/openmetrics-text; version=1.0.0")
+    with urllib.request.urlopen(request, timeout=10) as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
+
+    (exemplar,) = [
+        sample.exemplar
+        for family in families
+        if family.name == "forebay_request_duration_seconds"
+        for sample in family.samples
+        if sample.exemplar is not None
+    ]
+    assert exemplar.labels == {"trace_id": span.trace, "span_id": span.id}
+    assert exemplar.value == pytest.approx((span.end - span.start) / 1e9, abs=1e-3)
 
 
 @pytest.mark.parametrize("wire", FRONT_ENDS)

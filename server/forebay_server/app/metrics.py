@@ -20,9 +20,7 @@ from forebay_server.config.tree import Config
 from forebay_server.models.catalogue import Catalogue
 from forebay_server.models.served import ModelState
 from forebay_server.scheduling.core import Core
-from forebay_server.services.counting import CountingOutbox
 from forebay_server.services.inference import InferenceService
-from forebay_server.services.service import Outbox
 from forebay_server.services.status import CODE_NAMES
 from forebay_server.services.vitals import SERVER, HealthBoard, Serving
 from forebay_server.telemetry import names, process
@@ -35,7 +33,7 @@ from forebay_server.telemetry.scrape import ScrapeServer
 from forebay_server.telemetry.statistics import ModelFigures, ModelKey, Statistics
 from forebay_server.telemetry.tallies import Tallies
 from forebay_server.telemetry.tracing.export import SpanFigures
-from forebay_server.wire.port import Wire
+from forebay_server.wire.port import Event, Method, Wire
 
 PORTION = 64  # versions of models that are copied at a time: a third of a millisecond
 PATIENCE = 5.0  # seconds for the dispatcher to come to it
@@ -79,9 +77,13 @@ class Metrics:
         """Where Prometheus may scrape; empty: nowhere."""
         return self._scrapes.address if self._scrapes is not None else ""
 
-    def outbox(self, outbox: Outbox) -> CountingOutbox:
-        """An outbox for services whose calls are counted one by one."""
-        return CountingOutbox(outbox, self._call_ended, self._clock)
+    def begun(self, event: Event, method: Method) -> None:
+        """A call of a lesser service has come; a `services.calls.Watcher`."""
+
+    def ended(self, _call: int, method: str, code: str, seconds: float) -> None:
+        """And has ended."""
+        self._tallies.count(names.CALLS, method, code)
+        self._tallies.durations(names.CALL_DURATION, method).record(seconds)
 
     def start(
         self,
@@ -162,10 +164,6 @@ class Metrics:
 
     def _render(self, openmetrics: bool) -> bytes:  # noqa: FBT001 - the scrape server's callback
         return expose(self.read(), openmetrics=openmetrics, breathe=_breathe)
-
-    def _call_ended(self, rpc: str, code: str, seconds: float) -> None:
-        self._tallies.count(names.CALLS, rpc, code)
-        self._tallies.durations(names.CALL_DURATION, rpc).record(seconds)
 
     # --- In the dispatcher's thread -----------------------------------------------------------------------------------
 

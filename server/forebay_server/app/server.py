@@ -22,6 +22,7 @@ from forebay_server.models.catalogue import Catalogue
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.policy import ModelKey
 from forebay_server.scheduling.runner import Runner
+from forebay_server.services.calls import CallOutbox
 from forebay_server.services.complaints import Complaints
 from forebay_server.services.health import HealthService
 from forebay_server.services.inference import InferenceService
@@ -93,9 +94,9 @@ class Server:
         catalogue = Catalogue()
         core = Core(server_policy(config))
         self._metrics = metrics = Metrics(config, core, clock)
-        self._counting = counting = metrics.outbox(outbox)
+        self._calls = calls = CallOutbox(outbox, clock)
         board = HealthBoard()
-        self._tracing = Tracing(config.telemetry.tracing, outbox=outbox, events=metrics.feed.events, clock=clock)
+        self._tracing = Tracing(config.telemetry.tracing, events=metrics.feed.events, clock=clock)
 
         self._runner = Runner(core, wake=self._wake, clock=clock, watcher=self._tracing.watcher)
         rooms = [config.server.public, config.server.operator, config.server.probe]
@@ -123,8 +124,8 @@ class Server:
         accounts = Accounts(core.figures, lambda key: self._hosting.costs[key].points(), metrics.statistics, clock)
         self._began, self._started = clock(), time.time()
         seen = self._seen
-        models = ModelService(catalogue, accounts, self._figures, counting, refresh=metrics.feed.absorb).service()
-        health = counting.counted(HealthService(board, counting, max_watchers=config.limits.watchers).service())
+        models = ModelService(catalogue, accounts, self._figures, calls, refresh=metrics.feed.absorb).service()
+        health = calls.watched(HealthService(board, calls, max_watchers=config.limits.watchers).service(), metrics)
         offered: list[Service] = [inference, seen(models), health]
         if config.jobs.store:
             self._jobs = Jobs(
@@ -133,7 +134,7 @@ class Server:
                 catalogue=catalogue,
                 runner=self._runner,
                 intake=intake,
-                outbox=counting,
+                outbox=calls,
                 complaints=self._complaints,
                 post=self._post,
                 tracing=self._tracing,
@@ -141,8 +142,8 @@ class Server:
             )
             offered.append(seen(self._jobs.service))
         if config.server.reflection:
-            reflection = ReflectionService([service.name for service in offered], counting)
-            offered += map(counting.counted, reflection.services())
+            reflection = ReflectionService([service.name for service in offered], calls)
+            offered += [calls.watched(service, metrics) for service in reflection.services()]
         self._vitals = Vitals(
             board,
             services=[service.name for service in offered if service is not inference],
@@ -174,7 +175,6 @@ class Server:
                 metrics.feed.flush,
                 self._look_after_jobs,
                 self._complaints.flush,
-                self._tracing.flush,
             ],
             timed=self._jobs.timed if self._jobs is not None else (),
             watchdog=config.server.watchdog_s or None,
@@ -226,7 +226,7 @@ class Server:
 
     def _seen(self, service: Service) -> Service:
         """The same service, with its calls counted and, if there is tracing, with spans."""
-        return self._tracing.seen(self._counting.counted(service))
+        return self._calls.watched(service, self._metrics, *filter(None, [self._tracing.calls]))
 
     @property
     def start_failure(self) -> str:

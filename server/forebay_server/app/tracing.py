@@ -10,7 +10,6 @@ from forebay_server.config.tree import TracingConfig
 from forebay_server.models.served import ModelState
 from forebay_server.scheduling.runner import Watcher
 from forebay_server.services import jobs
-from forebay_server.services.service import Outbox, Service
 from forebay_server.services.status import CODE_NAMES
 from forebay_server.services.traces import CallTraces
 from forebay_server.telemetry.tracing.export import Exporter, SpanFigures
@@ -33,13 +32,13 @@ class Tracing:
 
     Args:
         config: The settings.
-        outbox: Where answers go.
         events: Where exemplars are reported.
         clock: Monotonic seconds.
         environment: The standard variables.
 
     Attributes:
         tracer: Who keeps what becomes spans; None: there is no tracing.
+        calls: Who keeps the calls of services that know nothing of spans; None likewise.
 
     Raises:
         ConfigError: The settings or variables make no sense, or the SDK is missing.
@@ -49,13 +48,12 @@ class Tracing:
         self,
         config: TracingConfig,
         *,
-        outbox: Outbox,
         events: list[tuple[Any, ...]],
         clock: Callable[[], float],
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         self.tracer: Tracer | None = None
-        self._calls: CallTraces | None = None
+        self.calls: CallTraces | None = None
         self._exporter: Exporter | None = None
         chosen = options(config, environment)
         if chosen is None:
@@ -68,7 +66,7 @@ class Tracing:
             most=chosen.most,
             events=events,
         )
-        self._calls = CallTraces(self.tracer, outbox, patient=PATIENT)
+        self.calls = CallTraces(self.tracer, patient=PATIENT)
         self._exporter = Exporter(self.tracer, chosen)
         _log.info("tracing", protocol=chosen.protocol, sampler=chosen.sampler._asdict())
 
@@ -77,18 +75,9 @@ class Tracing:
         """Who is to be told of batches."""
         return None if self.tracer is None else self.tracer.batch
 
-    def seen(self, service: Service) -> Service:
-        """The same service, whose calls have spans if there is tracing."""
-        return service if self._calls is None else self._calls.wrap(service)
-
     def traceparent(self, call: int) -> str:
         """The context for what a call asks for and that begins later."""
-        return "" if self._calls is None else self._calls.traceparent(call)
-
-    def flush(self) -> None:
-        """Looks at the outbox. To be called at the end of each turn, the last of all."""
-        if self._calls is not None:
-            self._calls.flush()
+        return "" if self.calls is None else self.calls.traceparent(call)
 
     def start(self) -> None:
         """Begins to send."""

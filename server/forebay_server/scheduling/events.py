@@ -13,6 +13,8 @@ STREAM: Final = 1
 JOB: Final = 2
 METHODS: Final = ("Predict", "StreamPredict", "Submit")
 """How a request came in, by its `Request.method`."""
+REASONS: Final = {1: "full", 2: "idle", 3: "delay", 4: "deadline", 5: "drain"}
+"""What started a batch, by its `Reason`."""
 
 NOBODY: Final = ("", 0)
 """The key of requests that name no version of a model that is served."""

@@ -8,7 +8,8 @@ fraction of a millisecond, not for all of it.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from forebay_server.telemetry.names import METRICS, Metric
+from forebay_server.telemetry.metric import Metric
+from forebay_server.telemetry.names import METRICS
 from forebay_server.telemetry.samples import Distribution, Sample
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -17,8 +18,6 @@ OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8
 
 PORTION: Final = 32
 """Samples between two chances for others."""
-
-_SUFFIXES: Final = {"s": "seconds", "By": "bytes", "1": "ratio"}
 
 
 def expose(samples: Iterable[Sample], *, openmetrics: bool, breathe: Callable[[], None]) -> bytes:
@@ -61,9 +60,8 @@ def _about(metric: Metric, *, openmetrics: bool) -> list[str]:
     family = metric.family if openmetrics else metric.prometheus
     text = metric.help.replace("\\", "\\\\").replace("\n", "\\n")
     lines = [f"# HELP {family} {text}", f"# TYPE {family} {metric.kind.value}"]
-    suffix = _SUFFIXES.get(metric.unit)
-    if openmetrics and suffix and family.endswith(f"_{suffix}"):
-        lines.append(f"# UNIT {family} {suffix}")
+    if openmetrics and metric.word:
+        lines.append(f"# UNIT {family} {metric.word}")
     return lines
 
 

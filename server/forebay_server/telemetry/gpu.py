@@ -18,10 +18,10 @@ class Gpus:
 
     def __init__(self) -> None:
         self._nvml: Any = None
-        self._handles: list[Any] = []
+        self._handles: dict[int, Any] = {}
 
     def start(self) -> None:
-        """Finds them. Must not be called before, nor after, `close`."""
+        """Finds them."""
         try:
             import pynvml  # noqa: PLC0415 - only where there are GPUs
         except ImportError:
@@ -29,14 +29,20 @@ class Gpus:
         try:
             pynvml.nvmlInit()
             self._nvml = pynvml
-            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            count = pynvml.nvmlDeviceGetCount()
         except pynvml.NVMLError as error:
             _log.info("no_gpu_figures", because=str(error))
+            return
+        for index in range(count):
+            try:
+                self._handles[index] = pynvml.nvmlDeviceGetHandleByIndex(index)
+            except pynvml.NVMLError as error:  # one that is not this container's, or is lost
+                _log.info("no_gpu_figures", gpu=index, because=str(error))
 
     def samples(self) -> list[Sample]:
         """Memory and utilisation of each; what one does not tell is left out."""
         found: list[Sample] = []
-        for index, handle in enumerate(self._handles):
+        for index, handle in self._handles.items():
             labels = (str(index),)
             try:
                 memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
@@ -44,13 +50,13 @@ class Gpus:
                 found.append((names.GPU_TOTAL, labels, memory.total))
                 busy = self._nvml.nvmlDeviceGetUtilizationRates(handle)
                 found.append((names.GPU_BUSY, labels, busy.gpu / 100))
-            except self._nvml.NVMLError:
+            except self._nvml.NVMLError:  # parts of a GPU (MIG) have no utilisation
                 continue
         return found
 
     def close(self) -> None:
-        """Lets go of the library."""
+        """Lets go of the library. Harmless without `start`."""
         if self._nvml is not None:
             self._nvml.nvmlShutdown()
             self._nvml = None
-            self._handles = []
+            self._handles = {}

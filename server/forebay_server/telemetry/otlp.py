@@ -7,11 +7,8 @@ The SDK has no producer interface, so its data points are built here from sample
 start of the process; other temporalities are the collector's to make.
 """
 
-import logging
-import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,8 +18,10 @@ import structlog
 
 from forebay_server.config.tree import MetricsConfig
 from forebay_server.errors import ConfigError
+from forebay_server.telemetry import otel
 from forebay_server.telemetry.histogram import FIRST, SCALE
-from forebay_server.telemetry.names import METRICS, Kind, Metric
+from forebay_server.telemetry.metric import Kind, Metric
+from forebay_server.telemetry.names import METRICS
 from forebay_server.telemetry.samples import Distribution, Sample
 
 PORTION: Final = 64
@@ -30,9 +29,10 @@ PORTION: Final = 64
 LAST_TRY: Final = 2.0
 """Seconds that the export at the end may take."""
 
-_GRPC: Final = "grpc"
-_HTTP: Final = "http/protobuf"
-_PATH: Final = "/v1/metrics"
+DEFAULT_INTERVAL: Final = 60.0
+"""Seconds between exports, as the specification says."""
+
+_INTERVAL: Final = "OTEL_METRIC_EXPORT_INTERVAL"  # milliseconds
 _EXPONENTIAL: Final = "base2_exponential_bucket_histogram"
 
 _log = structlog.get_logger(__name__)
@@ -61,35 +61,16 @@ def options(config: MetricsConfig, environment: Mapping[str, str]) -> Options | 
     Raises:
         ConfigError: A variable has a value that it can't have.
     """
-    endpoint = config.endpoint
-    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if not otel.wanted(otel.Signal.METRICS, config.endpoint, environment):
         return None
-    exporters = [name.strip() for name in environment.get("OTEL_METRICS_EXPORTER", "").split(",") if name.strip()]
-    named = any(
-        environment.get(name) for name in ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-    )
-    if not endpoint and "otlp" not in exporters and (exporters or not named):
-        return None
-    protocol: str = config.protocol
-    if protocol == "auto":
-        protocol = (
-            environment.get("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL")
-            or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-            or _GRPC
-        )
-    if protocol not in (_GRPC, _HTTP):
-        raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol} is not known here; grpc and http/protobuf are")
-    interval = config.interval_s
-    if not interval:
-        text = environment.get("OTEL_METRIC_EXPORT_INTERVAL") or "60000"
-        try:
-            interval = float(text) / 1e3
-        except ValueError:
-            interval = 0.0
-        if not interval > 0.0:
-            raise ConfigError(f"OTEL_METRIC_EXPORT_INTERVAL: {text} is no number of milliseconds")
+    interval = config.interval_s or otel.number(_INTERVAL, environment, DEFAULT_INTERVAL * 1e3, least=1.0) / 1e3
     aggregation = environment.get("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "").lower()
-    return Options(endpoint=endpoint, protocol=protocol, interval=interval, exponential=aggregation == _EXPONENTIAL)
+    return Options(
+        endpoint=config.endpoint,
+        protocol=otel.protocol(otel.Signal.METRICS, config.protocol, environment),
+        interval=interval,
+        exponential=aggregation == _EXPONENTIAL,
+    )
 
 
 class OtlpMetrics:
@@ -124,7 +105,7 @@ class OtlpMetrics:
         """
         try:
             self._exporter = _exporter(self._options)
-            self._resource = _resource()
+            self._resource = otel.resource()
         except ImportError as error:
             raise ConfigError("to export metrics install forebay[otel]") from error
         except Exception as error:
@@ -277,32 +258,12 @@ def _portions(samples: Sequence[Sample]) -> Iterator[list[tuple[Metric, list[Sam
 
 
 def _exporter(chosen: Options) -> Any:
-    quiet = logging.getLogger("opentelemetry")  # one line for an outage is enough, and it is ours
-    if not quiet.handlers:
-        quiet.addHandler(logging.NullHandler())
-        quiet.propagate = False
-    endpoint = chosen.endpoint or None
-    if chosen.protocol == _GRPC:
+    otel.hush()
+    endpoint = otel.url(otel.Signal.METRICS, chosen.endpoint, chosen.protocol)
+    if chosen.protocol == otel.GRPC:
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter  # noqa: PLC0415 - heavy
 
         return OTLPMetricExporter(endpoint=endpoint)
     from opentelemetry.exporter.otlp.proto.http import metric_exporter  # noqa: PLC0415 - heavy
 
-    if endpoint is not None and not endpoint.endswith(_PATH):
-        endpoint = endpoint.rstrip("/") + _PATH
     return metric_exporter.OTLPMetricExporter(endpoint=endpoint)
-
-
-def _resource() -> Any:
-    """Who is telling: the standard variables first."""
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - the extra may be missing
-
-    own = {
-        "service.name": "forebay",
-        "service.version": metadata.version("forebay"),
-        "service.instance.id": str(uuid.uuid4()),
-    }
-    said = {pair.partition("=")[0].strip() for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",")}
-    if os.environ.get("OTEL_SERVICE_NAME"):
-        said.add("service.name")
-    return Resource.create({name: value for name, value in own.items() if name not in said})

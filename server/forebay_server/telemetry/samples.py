@@ -8,14 +8,12 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any, NamedTuple, TypeAlias
 
-from forebay_server.scheduling.events import METHODS
+from forebay_server.scheduling.events import METHODS, REASONS
 from forebay_server.telemetry import names
 from forebay_server.telemetry.histogram import Histogram
-from forebay_server.telemetry.names import OTHER, Metric
+from forebay_server.telemetry.metric import Metric
+from forebay_server.telemetry.names import OTHER
 from forebay_server.telemetry.statistics import Exemplar, ModelFigures, ModelKey
-
-DISPATCH_REASONS = {1: "full", 2: "idle", 3: "delay", 4: "deadline", 5: "drain"}
-"""By their numbers in the contract."""
 
 
 class Distribution(NamedTuple):
@@ -83,7 +81,7 @@ def of_version(key: ModelKey, done: ModelFigures, codes: Mapping[str, str]) -> I
     yield names.QUEUE_DURATION, model, durations(names.QUEUE_DURATION, done.queue_time)
     yield names.COMPUTE_DURATION, model, durations(names.COMPUTE_DURATION, done.compute_time)
     for number, count in done.dispatches.items():
-        yield names.BATCHES, (*model, DISPATCH_REASONS.get(number, OTHER)), count
+        yield names.BATCHES, (*model, REASONS.get(number, OTHER)), count
     yield names.BATCH_ROWS, model, sizes(names.BATCH_ROWS, done.batch_sizes)
     yield names.BATCH_REQUESTS, model, sizes(names.BATCH_REQUESTS, done.batch_requests)
     yield names.PADDED_ROWS, model, done.padded_rows

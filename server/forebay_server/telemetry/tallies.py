@@ -5,7 +5,7 @@ know that its labels are bounded.
 """
 
 from forebay_server.telemetry.histogram import Histogram
-from forebay_server.telemetry.names import Metric
+from forebay_server.telemetry.metric import Metric
 from forebay_server.telemetry.samples import Sample, durations
 
 Place = tuple[Metric, tuple[str, ...]]

@@ -7,7 +7,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from forebay_server.scheduling.events import NOBODY
 from forebay_server.telemetry import names
 from forebay_server.telemetry.exposition import expose
-from forebay_server.telemetry.names import LABELS, METRICS, Kind
 from forebay_server.telemetry.samples import of_version, sizes
 from forebay_server.telemetry.statistics import Statistics
 
@@ -119,15 +118,3 @@ def test_others_get_their_turn():
         breathe=lambda: turns.append(1),
     )
     assert len(turns) == 10
-
-
-def test_names_are_well_formed():
-    """Unique, with labels that are described, and buckets for histograms alone."""
-    prometheus = [metric.prometheus for metric in METRICS]
-    assert len(set(prometheus)) == len(prometheus)
-    assert {label for metric in METRICS for label in metric.labels} == set(LABELS)
-    for metric in METRICS:
-        assert bool(metric.bounds) == (metric.kind is Kind.HISTOGRAM), metric.name
-        assert list(metric.bounds) == sorted(metric.bounds)
-        assert metric.help.endswith(".")
-        assert not (metric.places and metric.sizes)

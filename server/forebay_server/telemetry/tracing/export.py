@@ -4,7 +4,6 @@ A collector that is down, slow or silent holds up this thread and nobody else: r
 is bounded, and what finds it full, or can't be delivered in the exporter's time, is dropped and counted.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 
 from forebay_server.errors import ConfigError
-from forebay_server.telemetry.tracing.options import GRPC, Options
+from forebay_server.telemetry import otel
+from forebay_server.telemetry.tracing.options import Options
 from forebay_server.telemetry.tracing.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from forebay_server.telemetry.tracing.spans import Spans
 
-SERVICE: Final = "forebay"
-"""The service's name if nobody gives it another."""
 REST: Final = 0.0002
 """Seconds of rest after each message, so that the dispatcher, which may wait for the GIL, gets its turn."""
 DRIFT: Final = 1_000_000
@@ -125,10 +123,9 @@ class Exporter:
 def _open(options: Options) -> "tuple[Spans, SpanExporter, Callable[[object], bool]]":
     """Imports the SDK, which takes a while, and makes its parts."""
     try:
-        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - only who traces needs it
-        from opentelemetry.sdk.trace.export import SpanExportResult  # noqa: PLC0415 - see above
+        from opentelemetry.sdk.trace.export import SpanExportResult  # noqa: PLC0415 - only who traces needs it
 
-        if options.protocol == GRPC:
+        if options.protocol == otel.GRPC:
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
         else:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # type: ignore[assignment]  # noqa: PLC0415
@@ -138,24 +135,11 @@ def _open(options: Options) -> "tuple[Spans, SpanExporter, Callable[[object], bo
         from forebay_server.telemetry.tracing.spans import Spans  # noqa: PLC0415 - it imports the SDK
     except ImportError as error:
         raise ConfigError("tracing needs the OpenTelemetry SDK: install forebay[otel]") from error
-    # What the exporters say about each try would be a line each second of an outage; we say it once.
-    quiet = logging.getLogger("opentelemetry")
-    if not quiet.handlers:
-        quiet.addHandler(logging.NullHandler())
-        quiet.propagate = False
-    endpoint = options.endpoint or None
-    if endpoint is not None and options.protocol != GRPC and not endpoint.rstrip("/").endswith("/v1/traces"):
-        endpoint = f"{endpoint.rstrip('/')}/v1/traces"
+    otel.hush()
     try:
-        exporter = OTLPSpanExporter(endpoint=endpoint)
-        # OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME are stronger than what is given here, ...
-        resource = Resource.create()
+        exporter = OTLPSpanExporter(endpoint=otel.url(otel.Signal.TRACES, options.endpoint, options.protocol))
+        resource = otel.resource()
     except Exception as error:
         raise ConfigError(f"the OTLP exporter can't be made: {error}") from error
-    name = str(resource.attributes.get("service.name", ""))
-    if not name or name.startswith("unknown_service"):
-        resource = resource.merge(Resource({"service.name": SERVICE}))  # ... which is for when they say nothing.
-    release = version("forebay")
-    if "service.version" not in resource.attributes:
-        resource = resource.merge(Resource({"service.version": release}))
-    return Spans(resource, release, options.links), exporter, lambda result: result is SpanExportResult.SUCCESS
+    spans = Spans(resource, version("forebay"), options.links)
+    return spans, exporter, lambda result: result is SpanExportResult.SUCCESS

@@ -4,7 +4,6 @@
 conventions 1.44 (remote procedure calls). There is none for inference: what begins with `forebay.` is ours.
 """
 
-from collections.abc import Mapping
 from typing import Final
 
 SCOPE: Final = "forebay_server"
@@ -80,6 +79,3 @@ SERVER_ERRORS: Final = frozenset(
 """Codes with which a SERVER span has the status ERROR, by the conventions for gRPC: the others are the caller's."""
 KEPT_ERRORS: Final = (SERVER_ERRORS - {"UNIMPLEMENTED"}) | {"RESOURCE_EXHAUSTED"}
 """Codes that the tail rule keeps: an operator asks what was shed, too."""
-
-DISPATCH_REASONS: Final[Mapping[int, str]] = {1: "full", 2: "idle", 3: "delay", 4: "deadline", 5: "drain"}
-"""By the number that the contract gives them."""

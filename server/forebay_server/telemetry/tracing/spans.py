@@ -13,6 +13,7 @@ from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from forebay_server.scheduling.events import REASONS
 from forebay_server.telemetry.tracing import names, records
 from forebay_server.telemetry.tracing.records import Record, Trace
 
@@ -92,7 +93,7 @@ class Spans:
             names.BATCH_ROWS: rows,
             names.BATCH_PADDED_ROWS: padded,
             names.BATCH_REQUESTS: requests,
-            names.BATCH_REASON: names.DISPATCH_REASONS.get(reason, names.UNKNOWN),
+            names.BATCH_REASON: REASONS.get(reason, names.UNKNOWN),
             names.COLLATE: stamps[1] - stamps[0],
             names.COMPUTE: stamps[2] - stamps[1],
         }
