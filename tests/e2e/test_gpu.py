@@ -178,9 +178,10 @@ def test_a_drain_answers_both_batches_in_flight(gpu, serve, call):
     server = serve(model())
     caller = call(server)
     gpu[0].hold()
-    uploads = len(gpu[0].kinds("upload"))
     futures = [caller.later("model", row(value)) for value in range(4)]
-    eventually(lambda: len(gpu[0].kinds("upload")) == uploads + 2, "two are in flight", PATIENCE)
+    figures = server._runner.core.figures
+    eventually(lambda: figures(("model", 1)).queued_rows == 2, "two are in flight, two wait", PATIENCE)
+    assert figures(("model", 1)).running_batches == 2
     gpu[0].release()
 
     assert server.drain() == 0
