@@ -78,6 +78,8 @@ class OnnxRuntimeEngine:
         self.device = "cpu"
         self.always_worker = False
         self.batch_sizes: Sequence[int] = ()
+        self.holds_gil = False
+        self.max_batch_size = 0
 
     def load(self) -> ModelSpec:
         """Opens the file and reads its specification. Nearly all of it runs without the GIL."""
