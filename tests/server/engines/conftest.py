@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from forebay_server.config.tree import BatchingConfig
 from forebay_server.engines.base import EngineBatch
 
 
@@ -14,6 +15,9 @@ class Settings:
     instances: int = 1
     threads: int = 1
     options: dict = field(default_factory=dict)
+    device: str = ""
+    memory: int = 0
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
 
 
 @pytest.fixture
