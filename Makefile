@@ -36,6 +36,12 @@ ifneq ($(CARGO),)
 	$(CARGO) test --quiet --locked --manifest-path bench/loadgen/Cargo.toml
 endif
 
+TORCH := build/torch-venv
+
+.PHONY: test-torch
+test-torch: env $(TORCH)/.installed ## The torch engine with the real torch on the CPU, in an environment of its own
+	$(TORCH)/bin/python -m pytest --timeout 600 $(PYTEST) tests/torch "tests/docs/test_pages.py::test_what_a_page_says_can_be_done[torch.md]"
+
 .PHONY: test-long
 test-long: env ## Soak, faults and fuzzing (an hour or so)
 	$(BIN)/python -m pytest -m long --timeout 3600 $(PYTEST)
@@ -67,6 +73,16 @@ $(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.installed
 .PHONY: lock
 lock: $(UV) ## Resolve into constraints.txt; LOCK=--upgrade for the newest versions of all
 	$(UV) pip compile --quiet --python $(BIN)/python $(LOCK) --extra images --extra onnx --extra otel --extra postgres --extra webhooks --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o constraints.txt
+
+# PyPI's torch and the few packages that it needs on the CPU, without the gigabytes that it needs on a GPU; all else is
+# that of .venv.
+$(TORCH)/.installed: tools/torch-requirements.txt tools/cuda_stand_ins.py $(VENV)/.installed
+	$(UV) venv --quiet --clear --python $(BIN)/python $(TORCH)
+	$(UV) pip install --quiet --python $(TORCH)/bin/python --no-deps --requirement tools/torch-requirements.txt --editable .
+	site=$$($(TORCH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	echo "import site; site.addsitedir('$(abspath $(VENV))/$${site#$(abspath $(TORCH))/}')" > $$site/forebay-env.pth; \
+	$(PYTHON) tools/cuda_stand_ins.py $$site/torch/lib
+	touch $@
 
 PROMETHEUS := build/prometheus/bin
 
@@ -149,7 +165,7 @@ dist: env ## Build the wheel and the source distribution, and look into them
 	$(BIN)/python tools/check_types.py dist
 
 .PHONY: check
-check: gen-check lint types $(if $(CARGO),native-check,) go-check dist test ## All that CI does
+check: gen-check lint types $(if $(CARGO),native-check,) go-check dist test test-torch ## All that CI does
 	$(MAKE) demo
 	$(MAKE) demo DEMO="--wire grpc.aio"
 

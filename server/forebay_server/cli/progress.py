@@ -1,8 +1,8 @@
-"""The progress bar of commands that send many rows."""
+"""The progress of commands that take long: a bar of rows, or the step that is being done."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -53,3 +53,18 @@ def progress(total: int, done: int = 0) -> Iterator[Advance]:
             bar.update(task, advance=rows, note=f"{rate:,.0f} rows/s, {failures:,} failed")
 
         yield advance
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """The step that is being done, and the time, on stderr; a line for each step where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda words: print(f"{words} ...", file=sys.stderr, flush=True)
+        return
+    from rich.console import Console  # noqa: PLC0415  # heavy
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415  # heavy
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda words: bar.update(task, description=words)

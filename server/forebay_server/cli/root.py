@@ -8,6 +8,7 @@ import click
 COMMANDS: Final = {
     "serve": "forebay_server.cli.serve:serve",
     "check": "forebay_server.cli.check:check",
+    "compile": "forebay_server.cli.compile:compile_",
     "config": "forebay_server.cli.config:config",
     "build-plan": "forebay_server.cli.build_plan:build_plan",
     "predict": "forebay_server.cli.predict:predict",

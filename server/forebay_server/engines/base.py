@@ -96,7 +96,7 @@ class Engine(Protocol):
     """One loaded model."""
 
     name: str
-    """As in the entry point: `onnxruntime`, `python`, `synthetic`."""
+    """As in the entry point: `onnxruntime`, `python`, `synthetic`, `torch`."""
 
     version: str
     """Of the library behind it; part of the key under which measured costs are kept."""
@@ -109,6 +109,14 @@ class Engine(Protocol):
 
     batch_sizes: Sequence[int]
     """Sizes that batches are padded up to (captured graphs, profiles, a fixed dimension), ascending; empty: any."""
+
+    holds_gil: bool
+    """Whether a batch keeps the GIL from its beginning to its end: then a thread of its own gains nothing. Known after
+    `load`."""
+
+    max_batch_size: int
+    """The most rows that it bears, where that is not the largest of `batch_sizes`; 0: it does not say. Known after
+    `load`."""
 
     def load(self) -> ModelSpec:
         """Opens the model and says what it expects. Called once, before anything else.

@@ -89,6 +89,8 @@ class OnnxRuntimeEngine:
         self.device = options.device
         self.always_worker = self._on_gpu
         self.batch_sizes: Sequence[int] = ()
+        self.holds_gil = False
+        self.max_batch_size = 0
 
     @property
     def _on_gpu(self) -> bool:

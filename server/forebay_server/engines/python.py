@@ -119,11 +119,13 @@ class PythonEngine:
         self.device = "cpu"
         self.always_worker = False
         self.batch_sizes: Sequence[int] = ()
+        self.holds_gil = False
+        self.max_batch_size = 0
 
     def load(self) -> ModelSpec:
         """Imports the module, makes and loads the first object, and reads its specification."""
         options = Options(self.name, self._options.options)
-        self._target = _resolve(self._path, options.take("path", ""))
+        self._target = resolve(self._path, options.take("path", ""))
         if inspect.isclass(self._target):
             self._arguments = options.rest()
         options.done()
@@ -144,7 +146,7 @@ class PythonEngine:
         target = self._first if index == 0 or not inspect.isclass(self._target) else self._make()
         instance = _Instance(self._path, target, self._spec)
         if callable(warm_up := getattr(target, "warm_up", None)):
-            _guarded(self._path, "warm_up", warm_up)
+            guarded(self._path, "warm_up", warm_up)
         return instance
 
     def close(self) -> None:
@@ -154,17 +156,25 @@ class PythonEngine:
     def _make(self) -> Any:
         if not inspect.isclass(self._target):
             return self._target
-        made = _guarded(self._path, "its constructor", lambda: self._target(**self._arguments))
+        made = guarded(self._path, "its constructor", lambda: self._target(**self._arguments))
         if callable(load := getattr(made, "load", None)):
-            _guarded(self._path, "load", load)
+            guarded(self._path, "load", load)
         return made
 
 
-def _resolve(path: str, folder: str) -> Any:
-    """The object that `module:object` or `folder/module.py:object` names."""
+def resolve(path: str, folder: str) -> Any:
+    """The object that `module:object` or `folder/module.py:object` names.
+
+    Args:
+        path: What the operator wrote.
+        folder: Where the module is looked for beside PYTHONPATH; empty: nowhere.
+
+    Raises:
+        ModelLoadError: There is no such object, or importing its module raised.
+    """
     source, colon, dotted = path.rpartition(":")
     if not colon or not source or not dotted:
-        raise ModelLoadError(f"{path}: the python engine wants module:object")
+        raise ModelLoadError(f"{path}: it is not of the form module:object")
     if source.endswith(".py"):
         file = Path(source)
         if not file.is_file():
@@ -225,7 +235,12 @@ def _namesake(name: str, folder: str) -> ModuleType:
     return module
 
 
-def _guarded(path: str, what: str, call: Callable[[], Any]) -> Any:
+def guarded(path: str, what: str, call: Callable[[], Any]) -> Any:
+    """What the operator's code returns.
+
+    Raises:
+        ModelLoadError: It raised.
+    """
     try:
         return call()
     except Exception as error:  # the operator's code

@@ -25,7 +25,7 @@ class Found:
     name: str
     factory: EngineFactory
     path: Path | str
-    """A `Path` for engines that read files, else a `str`."""
+    """A `Path` of a file, a `str` of an object (`module:object`) and of engines that read no files."""
 
 
 def names() -> list[str]:
@@ -82,7 +82,9 @@ def _listed(points: dict[str, EntryPoint]) -> str:
 
 def _found(point: EntryPoint, path: str) -> Found:
     factory = _factory(point)
-    return Found(name=point.name, factory=factory, path=Path(path) if factory.suffixes else path)
+    # Some engines read files and take objects as well; what ends like a file is one.
+    named = _MODULE_OBJECT.fullmatch(path) and PurePath(path).suffix.lower() not in factory.suffixes
+    return Found(name=point.name, factory=factory, path=Path(path) if factory.suffixes and not named else path)
 
 
 def _factory(point: EntryPoint) -> EngineFactory:

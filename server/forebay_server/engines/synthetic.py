@@ -98,6 +98,8 @@ class SyntheticEngine:
         self._released = threading.Event()
         self.always_worker = False
         self.batch_sizes: Sequence[int] = ()
+        self.holds_gil = False
+        self.max_batch_size = 0
 
     def load(self) -> ModelSpec:
         """Reads the options."""

@@ -215,7 +215,10 @@ def _prepare(
     spec, fixed_sizes, because = batch_rule.apply(_loaded_spec(config, engines), config.batching)
     spec, preparations = preparation.plan(spec, config.inputs)
     sizes = tuple(engines[0].batch_sizes) or fixed_sizes
-    limit = config.batching.max_batch_size or (max(sizes) if sizes else DEFAULT_MAX_BATCH)
+    most = getattr(engines[0], "max_batch_size", 0) if spec.batched else 0  # others' engines need not have it
+    limit = config.batching.max_batch_size or (max(sizes) if sizes else most or DEFAULT_MAX_BATCH)
+    if most and limit > most:
+        raise ConfigError(f"batching.max_batch_size: {limit} is above {most}, the largest batch of {config.path}")
     if sizes and limit < min(sizes):
         raise ConfigError(
             f"batching.max_batch_size: {limit} is below {min(sizes)}, the smallest batch of {config.path}"
@@ -398,4 +401,7 @@ def _choose(loaded: Loaded) -> None:
     # Batches stop at the best size, so that is the slowest one. Of a model whose shapes are open it isn't known.
     known = bool(loaded.buckets.known())
     fast = bool(bests) and max(seconds for _, seconds in bests) < INLINE_BELOW
-    loaded.inline = known and fast and len(loaded.instances) == 1 and not loaded.engine.always_worker
+    alone = len(loaded.instances) == 1 and not loaded.engine.always_worker
+    # What holds the GIL stops the dispatcher wherever it runs; inline, the watchdog knows of it.
+    holds_gil = getattr(loaded.engine, "holds_gil", False)  # others' engines need not have it
+    loaded.inline = alone and ((known and fast) or holds_gil)

@@ -199,7 +199,7 @@ def test_what_is_no_model_is_one_sentence(module, opened, source, target, text):
     ("path", "text"),
     [
         ("no_such_module_here:f", "no module 'no_such_module_here' in PYTHONPATH"),
-        ("no_colon", "wants module:object"),
+        ("no_colon", "not of the form module:object"),
         ("/nowhere/at_all.py:f", "no such file"),
     ],
 )

@@ -9,6 +9,7 @@ from forebay_server.engines import registry
 from forebay_server.engines.onnxruntime import OnnxRuntimeEngine
 from forebay_server.engines.python import PythonEngine
 from forebay_server.engines.synthetic import SyntheticEngine
+from forebay_server.engines.torch import TorchEngine
 from forebay_server.errors import ConfigError
 
 
@@ -23,6 +24,11 @@ from forebay_server.errors import ConfigError
         ("python", "module:predict", PythonEngine, "module:predict"),
         ("auto", "synthetic:base_ms=1,row_ms=2", SyntheticEngine, "base_ms=1,row_ms=2"),
         ("synthetic", "", SyntheticEngine, ""),
+        ("auto", "folder/model.pt2", TorchEngine, Path("folder/model.pt2")),
+        ("auto", "torch:folder/file.py:factory", TorchEngine, "folder/file.py:factory"),
+        ("torch", "package.module:factory", TorchEngine, "package.module:factory"),
+        ("torch", "10:30/a:model.pt2", TorchEngine, Path("10:30/a:model.pt2")),
+        ("torch", "package", TorchEngine, Path("package")),
         ("synthetic", "synthetic:base_ms=1", SyntheticEngine, "base_ms=1"),
     ],
 )
@@ -34,7 +40,9 @@ def test_found(name, path, factory, given):
 
 def test_unknown_engines_and_suffixes_are_named():
     """The sentence says what there is instead."""
-    with pytest.raises(ConfigError, match="no engine is called 'caffe'; installed are onnxruntime, python, synthetic"):
+    with pytest.raises(
+        ConfigError, match="no engine is called 'caffe'; installed are onnxruntime, python, synthetic, tensorrt, torch"
+    ):
         registry.find("caffe", "model.onnx")
     with pytest.raises(ConfigError, match=r"model\.pb: no engine takes a file with the suffix '\.pb'"):
         registry.find("auto", "model.pb")

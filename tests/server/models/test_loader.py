@@ -246,6 +246,30 @@ def test_costs_are_kept_and_checked(loaded, tmp_path):
     assert cache.load(first.cost_key) == new.measurements
 
 
+def test_an_engine_may_say_how_large_its_batches_are(loaded, monkeypatch):
+    """Batches go up to that size, whatever the default is; settings may ask for less, but not for more."""
+    opened = SyntheticEngine.load
+
+    def load_with_limit(engine):
+        engine.max_batch_size = 200
+        return opened(engine)
+
+    monkeypatch.setattr(SyntheticEngine, "load", load_with_limit)
+    model = loaded("synthetic:")
+    assert (model.batch_sizes, model.max_batch_size) == ((), 200)
+    assert loaded("synthetic:", batching=BatchingConfig(max_batch_size=100)).max_batch_size == 100
+    with pytest.raises(ConfigError, match="201 is above 200, the largest batch of synthetic:"):
+        loaded("synthetic:", batching=BatchingConfig(max_batch_size=201))
+
+
+def test_what_holds_the_gil_runs_inline(loaded, monkeypatch):
+    """A worker thread would stop the dispatcher all the same, and the watchdog would not know. Settings may differ."""
+    monkeypatch.setattr(SyntheticEngine, "holds_gil", property(lambda _: True, lambda *_: None), raising=False)
+    assert loaded("synthetic:base_ms=5").inline
+    assert not loaded("synthetic:base_ms=5", engine=EngineConfig(run="worker")).inline
+    assert not loaded("synthetic:base_ms=5", engine=EngineConfig(instances=2)).inline
+
+
 def test_memory_caps_the_batch(loaded):
     """A model that runs out of memory at warm-up is capped at what fitted."""
     model = loaded("synthetic:oom_above=8,from_start=true")
