@@ -155,11 +155,9 @@ check: gen-check lint types $(if $(CARGO),native-check,) go-check dist test ## A
 
 ##@ Deployment
 
-build/envoy/forebay.binpb: deploy/envoy/http_rules.yaml tools/transcoding.py $(wildcard protos/forebay/v1/*.proto) | env
-	$(BIN)/python tools/transcoding.py $< $@
-
 .PHONY: envoy
-envoy: build/envoy/forebay.binpb ## Write the descriptor set by which Envoy serves REST/JSON
+envoy: env ## Write the descriptor set by which Envoy serves REST/JSON, after a change of the contract or of its HTTP rules
+	$(BIN)/python tools/transcoding.py deploy/envoy/http_rules.yaml deploy/envoy/forebay.binpb
 
 .PHONY: browser
 browser: ## Install Debian's Chromium, for the tests that call from a page in a browser

@@ -32,7 +32,6 @@ import pytest
 
 from examples.digits import train
 from forebay_client import Client, ForebayError
-from tools.transcoding import descriptor_set
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -113,11 +112,12 @@ class Script:
                     self._compare(block, printed, where)
 
     def deploy(self, source: Path) -> None:
-        """Copies the files of `deploy/`, with the ports of this page."""
-        for file in source.rglob("*.yaml"):
-            target = self._folder / "deploy" / file.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(self._ported(file.read_text()))
+        """Copies Envoy's files of `deploy/`, with the ports of this page."""
+        target = self._folder / "deploy" / "envoy"
+        target.mkdir(parents=True)
+        for file in (source / "envoy").glob("*.yaml"):
+            (target / file.name).write_text(self._ported(file.read_text()))
+        shutil.copy(source / "envoy" / "forebay.binpb", target)
 
     def stop(self) -> None:
         """Stops the server, if one runs."""
@@ -230,12 +230,9 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What pages find: the demo's model, a few of its images, Envoy's descriptor set, examples, and clients."""
+    """What pages find: the demo's model, a few of its images, examples, and clients."""
     folder = tmp_path_factory.mktemp("clone")
     train(folder / "build" / "demo" / "digits.onnx")
-    (folder / "build" / "envoy").mkdir()
-    descriptors = descriptor_set(REPOSITORY / "deploy" / "envoy" / "http_rules.yaml")
-    (folder / "build" / "envoy" / "forebay.binpb").write_bytes(descriptors.SerializeToString())
     for name in ("examples", "go.mod", "go.sum", "gen", "clients"):
         (folder / name).symlink_to(REPOSITORY / name)
     return folder
