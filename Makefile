@@ -23,7 +23,7 @@ demo: env ## Train a small model, serve it, and call it from many callers
 	$(BIN)/python examples/digits.py $(DEMO)
 
 .PHONY: test
-test: env loadgen ghz locust build/gen-venv prometheus ## Run the tests (at most 12 minutes on two cores)
+test: env loadgen ghz locust build/gen-venv prometheus deploy-tools ## Run the tests (at most 12 minutes on two cores)
 	@# In groups: what takes much of the machine does not run beside what measures time.
 	for group in $(TESTS); do \
 	  $(BIN)/python -m pytest -m "not long" --numprocesses $(WORKERS) --dist loadfile $(PYTEST) \
@@ -70,9 +70,17 @@ $(VENV)/.native: $(NATIVE_SOURCES) $(VENV)/.installed
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet --locked --manifest-path server/native/Cargo.toml
 	touch $@
 
+LOCKED := $(UV) pip compile --quiet --python $(BIN)/python --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --constraints constraints.txt
+IMAGE_EXTRAS := --extra otel --extra postgres --extra webhooks
+
 .PHONY: lock
-lock: $(UV) ## Resolve into constraints.txt; LOCK=--upgrade for the newest versions of all
+lock: $(UV) ## Resolve into constraints.txt and the locks of images and releases; LOCK=--upgrade for the newest versions of all
 	$(UV) pip compile --quiet --python $(BIN)/python $(LOCK) --extra images --extra onnx --extra otel --extra postgres --extra webhooks --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --group dev -o constraints.txt
+	$(LOCKED) $(LOCK) pyproject.toml --extra onnx $(IMAGE_EXTRAS) -o deploy/image/cpu.txt
+	$(LOCKED) $(LOCK) pyproject.toml --extra onnx-gpu --extra cuda $(IMAGE_EXTRAS) -o deploy/image/cuda.txt
+	$(LOCKED) $(LOCK) pyproject.toml --extra onnx $(IMAGE_EXTRAS) --group test -o deploy/image/test.txt
+	$(LOCKED) $(LOCK) --group image -o deploy/image/build.txt
+	$(LOCKED) $(LOCK) --group release -o tools/release-requirements.txt
 
 # PyPI's torch and the few packages that it needs on the CPU, without the gigabytes that it needs on a GPU; all else is
 # that of .venv.
@@ -155,6 +163,7 @@ go-check: env ## The Go code compiles, vets, and passes its tests against the se
 	go vet ./...
 	go vet -C bench/ghz ./...
 	go tool staticcheck ./clients/...
+	go vet -C deploy/tools ./...
 	FOREBAY=$(abspath $(BIN)/forebay) go test -race ./clients/...
 
 .PHONY: dist
@@ -171,16 +180,107 @@ check: gen-check lint types $(if $(CARGO),native-check,) go-check dist test test
 
 ##@ Deployment
 
-build/envoy/forebay.binpb: deploy/envoy/http_rules.yaml tools/transcoding.py $(wildcard protos/forebay/v1/*.proto) | env
-	$(BIN)/python tools/transcoding.py $< $@
-
 .PHONY: envoy
-envoy: build/envoy/forebay.binpb ## Write the descriptor set by which Envoy serves REST/JSON
+envoy: env ## Write the descriptor set by which Envoy serves REST/JSON, after a change of the contract or of its HTTP rules
+	$(BIN)/python tools/transcoding.py deploy/envoy/http_rules.yaml deploy/envoy/forebay.binpb
+
+DEPLOY_TOOLS := build/tools/kustomize build/tools/composecheck
+
+.PHONY: deploy-tools
+deploy-tools: $(if $(GO),$(DEPLOY_TOOLS),) ## Build what reads the files of deploy/ in tests, if go is there: kustomize, and readers of Compose files
+
+build/tools/kustomize: deploy/tools/go.mod deploy/tools/go.sum
+	cd deploy/tools && $(GO) build -o $(abspath $@) sigs.k8s.io/kustomize/kustomize/v5
+
+build/tools/composecheck: deploy/tools/go.mod deploy/tools/go.sum deploy/tools/composecheck/main.go
+	cd deploy/tools && $(GO) build -o $(abspath $@) ./composecheck
+
+.PHONY: manifests
+manifests: deploy-tools ## Render the overlays of Kubernetes into build/kubernetes/
+	mkdir -p build/kubernetes
+	for overlay in deploy/kubernetes/overlays/*; do \
+	  build/tools/kustomize build $$overlay > build/kubernetes/$$(basename $$overlay).yaml || exit 1; \
+	done
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE ?= forebay
+BUILDER = $(shell if docker info > /dev/null 2>&1; then echo docker build; elif command -v podman > /dev/null; then echo podman build --format docker; elif command -v buildah > /dev/null; then echo buildah build --format docker; fi)
+define build_image
+@test -n "$(BUILDER)" || { echo "there is no container builder here (a Docker that runs, podman or buildah), so no image was built" >&2; exit 1; }
+$(BUILDER) --file deploy/image/Dockerfile --target $(1) --tag $(IMAGE):$(VERSION)-$(1) $(IMAGE_ARGS) .
+endef
+
+.PHONY: image
+image: ## Build the CPU image; IMAGE_ARGS="--build-arg PYTHON_IMAGE=..." for what the builder is to be told
+	$(call build_image,cpu)
+
+.PHONY: image-cuda
+image-cuda: ## Build the CUDA image
+	$(call build_image,cuda)
+
+.PHONY: image-test
+image-test: ## Run tests inside an image, against what the CPU image installs
+	$(call build_image,test)
+
+build/demo/digits.onnx: | env
+	$(BIN)/python -c 'from pathlib import Path; from examples.digits import train; train(Path("$@"))'
+
+PROFILE ?= development
+COMPOSE = docker compose --project-name forebay --env-file deploy/compose/$(PROFILE).env --file deploy/compose/compose.yaml --file deploy/compose/$(PROFILE).yaml $(if $(GPU),--file deploy/compose/gpu.yaml)
+define need_compose
+@docker compose version > /dev/null 2>&1 || { echo "there is no Docker Compose here" >&2; exit 1; }
+@test -f deploy/compose/$(PROFILE).env || { echo "write deploy/compose/$(PROFILE).env first: docs/deployment.md says what is in it" >&2; exit 1; }
+endef
+
+.PHONY: up
+up: $(if $(filter development,$(PROFILE)),build/demo/digits.onnx,) ## Start the server and all around it by Docker Compose; PROFILE=production, GPU=1
+	$(need_compose)
+	$(COMPOSE) up --detach --wait
+
+.PHONY: down
+down: ## Stop it; volumes stay
+	$(need_compose)
+	$(COMPOSE) down
 
 .PHONY: browser
 browser: ## Install Debian's Chromium, for the tests that call from a page in a browser
 	command -v chromium >/dev/null || { $(SUDO) apt-get update -qq && \
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
+
+##@ Releases
+
+build/release-venv: tools/release-requirements.txt
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --require-hashes --requirement $<
+	touch $@
+
+TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
+
+.PHONY: wheels
+wheels: dist build/release-venv ## Build all that a release uploads into dist/, for the platforms that rustc can build for here
+	build/release-venv/bin/maturin sdist --quiet --manifest-path $(NATIVE) --out dist
+	for target in $(TARGETS); do \
+	  if test -d "$$(rustc --print sysroot)/lib/rustlib/$$target/lib"; then \
+	    PATH="$(abspath build/release-venv/bin):$$PATH" PYO3_NO_PYTHON=1 maturin build --quiet --release --locked --zig --target $$target \
+	      --compatibility manylinux_2_28 --manifest-path $(NATIVE) --out dist || exit 1; \
+	  else echo "not built here: $$target (rustup target add $$target)"; fi; \
+	done
+	cd dist && sha256sum *.whl *.tar.gz > SHA256SUMS && cat SHA256SUMS
+
+.PHONY: sbom
+sbom: build/release-venv ## Write software bills of materials (CycloneDX) of the images' packages and of the native front end's crates
+	mkdir -p build/sbom
+	for image in cpu cuda; do \
+	  build/release-venv/bin/cyclonedx-py requirements --output-reproducible --pyproject pyproject.toml \
+	    --output-file build/sbom/$$image.cdx.json deploy/image/$$image.txt || exit 1; \
+	done
+
+.PHONY: audit
+audit: build/release-venv ## Ask for known vulnerabilities of what the images install, and of the crates; needs the network
+	build/release-venv/bin/pip-audit --strict --disable-pip --require-hashes --requirement deploy/image/cpu.txt
+	build/release-venv/bin/pip-audit --strict --disable-pip --require-hashes --requirement deploy/image/cuda.txt
+	if cargo audit --version > /dev/null 2>&1; then cargo audit --file server/native/Cargo.lock; \
+	else echo "crates not asked about: cargo install cargo-audit"; fi
 
 ##@ Speed
 
@@ -224,6 +324,10 @@ bench-quick: env loadgen ghz ## The same in five minutes, for a first look
 .PHONY: gpu-check
 gpu-check: ## Check the GPU engines on this machine with what PYTHON has, installing nothing; GPU="--part torch,bert"
 	$(PYTHON) -m bench.gpu $(GPU)
+
+.PHONY: bench-standing
+bench-standing: env ## Measure what a start and idling cost (three minutes, a quiet machine), and write it into docs/deployment.md
+	$(BIN)/python -m bench.standing --write
 
 .PHONY: pictures
 pictures: env prometheus ## Draw the pictures in docs/images from real runs

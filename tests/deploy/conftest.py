@@ -1,8 +1,9 @@
-"""A real Prometheus that scrapes a real server under all kinds of traffic."""
+"""A real Prometheus that scrapes a real server under all kinds of traffic; and manifests as Kustomize renders them."""
 
+import base64
 import contextlib
+import functools
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from forebay_client import Client, ForebayError, Webhook
 from forebay_server.app.server import Server
@@ -32,20 +34,56 @@ from forebay_server.config.tree import (
     TracingConfig,
     WebhooksConfig,
 )
+from tests.deploy.kubelet import free_port
 from tests.e2e.conftest import Process
 
 REPOSITORY = Path(__file__).parents[2]
 TOOLS = REPOSITORY / "build" / "prometheus" / "bin"
 DEPLOYED = REPOSITORY / "deploy" / "prometheus"
 
+KUBERNETES = REPOSITORY / "deploy" / "kubernetes"
+OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
+
 ROW = {"x": np.ones((1, 4), np.float32)}
 
 
-def free_port() -> int:
-    """One that nobody has."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+class Manifests:
+    """What Kustomize has made of a folder."""
+
+    def __init__(self, text: str) -> None:
+        self.objects: list[dict] = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
+
+    def of(self, kind: str) -> dict[str, dict]:
+        """Objects of a kind, by name."""
+        return {each["metadata"]["name"]: each for each in self.objects if each["kind"] == kind}
+
+    @property
+    def config_maps(self) -> dict[str, dict]:
+        """ConfigMaps by name, what is binary in them as bytes."""
+        found = self.of("ConfigMap")
+        for config_map in found.values():
+            binaries = config_map.get("binaryData", {})
+            config_map["binaryData"] = {
+                key: base64.b64decode(value) if isinstance(value, str) else value for key, value in binaries.items()
+            }
+        return found
+
+
+@pytest.fixture(scope="session")
+def render() -> Callable[[str], Manifests]:
+    """Renders an overlay; skips if there is no kustomize (`make deploy-tools`, which needs Go)."""
+    program = REPOSITORY / "build" / "tools" / "kustomize"
+    if not program.exists():
+        pytest.skip("no kustomize here: make deploy-tools")
+
+    @functools.cache
+    def text_of(overlay: str) -> str:
+        command = [program, "build", KUBERNETES / "overlays" / overlay]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    return lambda overlay: Manifests(text_of(overlay))
 
 
 @pytest.fixture(scope="session")

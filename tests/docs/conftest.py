@@ -34,7 +34,6 @@ import pytest
 
 from examples.digits import train
 from forebay_client import Client, ForebayError
-from tools.transcoding import descriptor_set
 
 REPOSITORY = Path(__file__).parents[2]
 PROMETHEUS = REPOSITORY / "build" / "prometheus" / "bin" / "prometheus"
@@ -121,6 +120,7 @@ class Script:
             target = self._folder / "deploy" / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(self._ported(file.read_text()))
+        shutil.copy(source / "envoy" / "forebay.binpb", self._folder / "deploy" / "envoy")
 
     def stop(self) -> None:
         """Stops the server, if one runs."""
@@ -237,12 +237,9 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What pages find: the demo's model, a few of its images, Envoy's descriptor set, examples, and clients."""
+    """What pages find: the demo's model, a few of its images, examples, and clients."""
     folder = tmp_path_factory.mktemp("clone")
     train(folder / "build" / "demo" / "digits.onnx")
-    (folder / "build" / "envoy").mkdir()
-    descriptors = descriptor_set(REPOSITORY / "deploy" / "envoy" / "http_rules.yaml")
-    (folder / "build" / "envoy" / "forebay.binpb").write_bytes(descriptors.SerializeToString())
     for name in ("examples", "go.mod", "go.sum", "gen", "clients", "build/prometheus"):
         (folder / name).symlink_to(REPOSITORY / name)
     return folder

@@ -31,7 +31,7 @@ PLACE = "/etc/envoy"  # where the files say that they lie
 
 @pytest.fixture(scope="session")
 def descriptors() -> bytes:
-    """The descriptor set that `make build/envoy/forebay.binpb` writes."""
+    """The descriptor set that `make envoy` writes."""
     return descriptor_set(DEPLOYED / "http_rules.yaml").SerializeToString()
 
 

@@ -6,6 +6,7 @@ import subprocess
 import envoy as envoy_wheel
 import pytest
 from google.api import annotations_pb2
+from google.protobuf import descriptor_pb2
 
 from tests.envoy.conftest import DEPLOYED, PLACE, clusters, listener, tree, virtual_host
 from tests.envoy.test_gateway import Issuer
@@ -98,6 +99,14 @@ def test_every_method_has_its_rule():
                 if method.options.HasExtension(annotations_pb2.http):
                     ruled.add(name)
     assert methods - ruled == NO_REST
+
+
+def test_the_descriptor_set_is_made_from_the_contract():
+    """`make envoy` would change nothing."""
+    written = descriptor_pb2.FileDescriptorSet.FromString((DEPLOYED / "forebay.binpb").read_bytes())
+    assert {file.name: file for file in descriptor_set(DEPLOYED / "http_rules.yaml").file} == {
+        file.name: file for file in written.file
+    }
 
 
 def test_bad_rules_are_refused(tmp_path):
