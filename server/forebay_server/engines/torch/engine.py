@@ -20,7 +20,9 @@ from forebay_server.engines.gpu.device import Device
 from forebay_server.engines.gpu.graphs import MOST, ladder
 from forebay_server.engines.gpu.pipeline import GpuInstance
 from forebay_server.engines.gpu.pool import Budget
+from forebay_server.engines.gpu.preparation import Preparer
 from forebay_server.engines.options import Options
+from forebay_server.engines.preparation import Preparation
 from forebay_server.engines.torch import archive, library, target
 from forebay_server.engines.torch.cpu import CpuInstance, Run
 from forebay_server.engines.torch.cuda import TorchComputation
@@ -51,6 +53,7 @@ class TorchEngine:
         self._make: Callable[[], Run] | None = None
         self._first: Run | None = None
         self._gpu: Device | None = None
+        self._preparer: Preparer | None = None
         self._budget = Budget(options.memory)
         self.version = ""
         self.device = options.device or "cpu"
@@ -71,16 +74,22 @@ class TorchEngine:
             self._load_factory(Factory(self._path, folder), options.rest())
         return self._spec
 
+    def prepare(self, inputs: Sequence[Preparation | None]) -> bool:
+        """On a GPU, if the kernels for that can be compiled."""
+        return self._preparer is not None and self._preparer.prepare(inputs)
+
     def instance(self, index: int) -> Instance:
         """Makes an instance. On the CPU all instances of a package share it; else each has weights of its own."""
         if self._make is None or self._first is None:
             raise RuntimeError("the engine is not loaded")
         shared = self._gpu is None and self._profile is not None
         run = self._first if index == 0 or shared else self._make()
-        if self._gpu is not None:
-            computation = TorchComputation(self._torch, run, self._spec, self._profile, self._gpu)
+        if self._gpu is not None and self._preparer is not None:
+            computation, spec = self._preparer.around(
+                TorchComputation(self._torch, run, self._spec, self._profile, self._gpu), self._spec
+            )
             graphs = MOST if self._graphs else 0
-            return GpuInstance(self._gpu, computation, self._spec, budget=self._budget, graphs=graphs)
+            return GpuInstance(self._gpu, computation, spec, budget=self._budget, graphs=graphs)
         threads = threads_per_instance(self._options.threads, self._options.instances, cpu_quota())
         return CpuInstance(self._torch, run, self._spec, self._profile, threads)
 
@@ -114,6 +123,7 @@ class TorchEngine:
         """The library, and what it has to run on."""
         if self.device != "cpu":  # before torch touches it: it says best what is wrong
             self._gpu = open_device(int(self.device.partition(":")[2] or 0))
+            self._preparer = Preparer(self._gpu, self._budget)
         self._torch = torch = library.imported()
         self.version = str(torch.__version__)
         return torch, library.here(torch, self.device)

@@ -5,14 +5,17 @@ import threading
 import numpy as np
 import pytest
 
-from forebay_server.config.tree import BatchingConfig
+from forebay_server.config.tree import BatchingConfig, InputConfig
 from forebay_server.engines.base import EngineBatch, EngineDead, ModelLoadError, OutOfMemory, RejectInput
+from forebay_server.engines.gpu import nvrtc
 from forebay_server.engines.gpu.device import CaptureFailed, Computation, Recording
 from forebay_server.engines.gpu.graphs import ladder
+from forebay_server.engines.preparation import plan
 from forebay_server.engines.torch import TorchEngine, engine, library
 from forebay_server.engines.torch.cuda import TorchComputation
 from forebay_server.engines.torch.profile import Range, Tensor
 from tests.server.engines.gpu.fake import FakeDevice
+from tests.server.engines.gpu.kernel import HostCompiler
 from tests.server.engines.torch.fake_torch import Doubling, FakeTorch
 from tests.server.engines.torch.packages import metadata_like, profile_like, write_package
 
@@ -219,6 +222,25 @@ def test_a_package_on_a_gpu(gpu, tmp_path, settings):
     gpu.torch.close()
     opened.close()
     assert gpu.hazards == []
+
+
+def test_inputs_are_prepared_on_the_gpu(gpu, tmp_path, settings, monkeypatch):
+    """Bytes as callers send them; a kernel runs before the package's graph."""
+    kernels = HostCompiler(tmp_path)
+    monkeypatch.setattr(nvrtc.NvrtcCompiler, "__call__", lambda _, macros: kernels(macros))
+    opened = TorchEngine(package(tmp_path), settings(device="cuda:1"))
+    _, preparations = plan(opened.load(), {"x": InputConfig(data_type="UINT8", scale=0.5)})
+    assert opened.prepare(preparations)
+    instance = opened.instance(0)
+    for _ in range(2):  # plainly, and as a graph
+        (x,) = instance.stage([(2, 4)])
+        x[...] = np.arange(8, dtype="u1").reshape(2, 4)
+        (y,) = instance.infer(EngineBatch([x], 2))
+        assert y.tolist() == [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]]
+    assert sum(kernel.launches for kernel in kernels.kernels.values()) > 0
+    instance.close()
+    gpu.torch.close()
+    opened.close()
 
 
 def test_a_package_for_another_gpu(gpu, tmp_path, settings):
