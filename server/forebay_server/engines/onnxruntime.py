@@ -23,6 +23,7 @@ Options (`[engine.options]`):
 """
 
 import ctypes
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -371,8 +372,13 @@ _import_lock = threading.Lock()
 
 
 def _import() -> Any:
-    """The package, quiet: what it would print comes as exceptions."""
+    """The package, quiet: what it would print comes as exceptions, and its maker is told nothing.
+
+    At its import the telemetry client that comes with it (1.31) writes into the user's cache folder, unless it is told
+    not to. An operator who has set the variable is obeyed.
+    """
     with _import_lock:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime  # noqa: PLC0415  # heavy: only where a model needs it
         except ImportError as error:

@@ -1,7 +1,10 @@
 """The onnxruntime engine: specifications, values of every type, options, and files that are no models."""
 
 import contextlib
+import os
 import random
+import subprocess
+import sys
 import threading
 
 import ml_dtypes
@@ -269,3 +272,18 @@ def test_other_files_are_refused(opened, tmp_path, data):
     path.write_bytes(data)
     with pytest.raises(ModelLoadError, match=r"other\.onnx"):
         opened(OnnxRuntimeEngine, path)
+
+
+def test_the_library_s_telemetry_is_off(onnx_models, tmp_path):
+    """What comes with ONNX Runtime for its maker writes nothing. The control shows that it would."""
+    model = str(onnx_models.make_linear_model())
+    commands = {"ours": ["-m", "forebay_server", "check", model], "bare": ["-c", "import onnxruntime"]}
+    written = {}
+    for name, command in commands.items():
+        home = tmp_path / name
+        home.mkdir()
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("ORT_", "XDG_"))}
+        subprocess.run([sys.executable, *command], env={**environment, "HOME": str(home)}, check=True)
+        written[name] = [path for path in home.rglob("*") if "onnxruntime" in path.name]
+    assert written["bare"]
+    assert not written["ours"]
