@@ -28,8 +28,8 @@ def asked(rule: dict) -> str:
     return query.replace("<<.LabelMatchers>>", POD).replace("<<.GroupBy>>", "instance")
 
 
-def one_of(prometheus, query: str) -> dict:
-    """The only series of a query, once it is above 0; a scrape that came too late leaves a moment without."""
+def above_zero(prometheus, query: str) -> list[dict]:
+    """The series of a query, once one is above 0; a scrape that came too late leaves a moment without."""
     found: list[dict] = []
 
     def above() -> bool:
@@ -37,15 +37,15 @@ def one_of(prometheus, query: str) -> dict:
         return any(float(series["value"][1]) > 0 for series in found)
 
     eventually(above, query, 30)
-    (series,) = found
-    return series
+    return found
 
 
 @pytest.mark.parametrize("name", ["busy", "queue"])
 def test_keda_gets_one_number(prometheus, name):
     """A value between 0 and what can be, from a server with traffic."""
     query = triggers()[name]["metadata"]["query"].replace('namespace="forebay"', POD)
-    assert float(one_of(prometheus, query)["value"][1]) < 10
+    (series,) = above_zero(prometheus, query)
+    assert float(series["value"][1]) < 10
 
 
 @pytest.mark.parametrize("name", ["busy", "queue"])
@@ -61,10 +61,11 @@ def test_keda_gets_zero_where_nobody_calls(prometheus, name):
 
 @pytest.mark.parametrize("name", ["forebay_engine_busy", "forebay_queue_seconds"])
 def test_the_adapter_gets_one_number_for_each_pod(prometheus, server, name):
-    """Grouped by what identifies the pod."""
-    series = one_of(prometheus, asked(rules()[name]))
-    assert series["metric"] == {"instance": server.addresses["prometheus"]}
-    assert float(series["value"][1]) < 10
+    """Grouped by what identifies the pod; another server is scraped, too."""
+    found = above_zero(prometheus, asked(rules()[name]))
+    assert [list(series["metric"]) for series in found] == [["instance"]] * len(found)
+    (own,) = [series for series in found if series["metric"]["instance"] == server.addresses["prometheus"]]
+    assert 0 < float(own["value"][1]) < 10
 
 
 def test_both_autoscalers_ask_for_the_same():
