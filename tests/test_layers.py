@@ -5,7 +5,7 @@ from pathlib import Path
 
 SERVER = Path(__file__).parent.parent / "server" / "forebay_server"
 
-LEAVES = {"wire.port", "tensors", "errors", "config"}
+LEAVES = {"wire.port", "tensors", "errors", "config", "background"}
 
 # What each room may import beside itself and the leaves.
 MAY_IMPORT = {
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "config": set(),
     "tensors": set(),
     "errors": set(),
+    "background": set(),
 }
 
 # Rooms that may name what is foreign to the others.

@@ -29,6 +29,7 @@ from typing import Any, Final
 
 import structlog
 
+from forebay_server.background import can_wait
 from forebay_server.errors import ForebayError, Internal, QueueFull, StoreFull, StoreUnavailable
 from forebay_server.jobs.events import GROUP, leave, new_events
 from forebay_server.jobs.store import (
@@ -326,6 +327,7 @@ class Keeper:
     # --- The thread -----------------------------------------------------------------------------------------------
 
     def _main(self) -> None:
+        can_wait()  # A backlog keeps it busy all the time, and callers were answered ten times as late.
         try:
             self._store.open(self._changed)
         except BaseException as fault:  # noqa: BLE001 - it is the starter's

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 
+from forebay_server.background import can_wait
 from forebay_server.config.tree import MetricsConfig
 from forebay_server.errors import ConfigError
 from forebay_server.telemetry import otel
@@ -122,6 +123,7 @@ class OtlpMetrics:
         self._thread.join(LAST_TRY)
 
     def _main(self) -> None:
+        can_wait()
         while not self._stopping.wait(self._options.interval):
             self._export()
         self._export()

@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from forebay_server.background import can_wait
 from forebay_server.errors import ConfigError
 from forebay_server.telemetry.exposition import OPENMETRICS, TEXT
 
@@ -102,6 +103,7 @@ class ScrapeServer:
         self._selector.close()
 
     def _main(self) -> None:
+        can_wait()
         while not self._stopping:
             for key, _ in self._selector.select(_POLL):
                 if key.fileobj is self._listener:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
+from forebay_server.background import can_wait
 from forebay_server.errors import ConfigError
 from forebay_server.telemetry import otel
 from forebay_server.telemetry.tracing.options import Options
@@ -83,6 +84,7 @@ class Exporter:
         return SpanFigures(self._exported, tracer.dropped + self._lost, tracer.suppressed, len(tracer.queue))
 
     def _run(self) -> None:
+        can_wait()
         while True:
             ending = self._stopping.wait(self._options.delay)
             try:
