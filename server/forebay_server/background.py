@@ -6,8 +6,8 @@ import threading
 from typing import Final
 
 STEPS: Final = 10
-"""By which the nice value goes up. Of two threads that want the same core this one gets a tenth. And who wakes up because
-a request is there does not wait until its turn ends (3 ms and more), which callers would feel."""
+"""By which the nice value goes up. Of two threads that want the same core this one gets a tenth. And who wakes up, as
+there is a request, does not wait until its turn ends (3 ms and more), which callers would feel."""
 
 
 def can_wait() -> None:

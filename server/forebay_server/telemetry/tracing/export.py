@@ -61,6 +61,7 @@ class Exporter:
         self._options = options
         self._stopping = threading.Event()
         self._lost = 0
+        self._sending = 0
         self._exported = 0
         self._reached: bool | None = None
         self._epoch = 0
@@ -77,6 +78,8 @@ class Exporter:
         self._thread.join(timeout / 2)
         self._exporter.shutdown()  # a collector that does not answer is waited for no longer
         self._thread.join(timeout / 2)
+        if self._thread.is_alive():
+            self._lost += self._sending  # nobody will know what became of them
 
     def figures(self) -> SpanFigures:
         """What has become of spans."""
@@ -102,7 +105,9 @@ class Exporter:
         spans: list[ReadableSpan] = []
         while queue and len(spans) < self._options.batch:
             spans.append(make(queue.popleft(), epoch))
+        self._sending = len(spans)
         reached = self._succeeded(self._exporter.export(spans))
+        self._sending = 0
         if reached:
             self._exported += len(spans)
         else:
