@@ -97,14 +97,13 @@ PROMETHEUS := build/prometheus/bin
 .PHONY: prometheus
 prometheus: $(PROMETHEUS)/promtool ## Prometheus and promtool for the tests: those of the machine, or Debian's, unpacked and not installed
 
-# Debian's package holds its programs as usr/bin/...; unpacked into root/, beside bin/, they are ../root/usr/bin/...
 $(PROMETHEUS)/promtool:
 	mkdir -p $(PROMETHEUS)
 	if command -v prometheus > /dev/null && command -v promtool > /dev/null; then \
 	  ln -sf "$$(command -v prometheus)" "$$(command -v promtool)" $(PROMETHEUS)/; \
 	elif command -v apt-get > /dev/null; then cd build/prometheus && \
 	  { apt-get download -q prometheus 2> /dev/null || { apt-get update -q && apt-get download -q prometheus; }; } && \
-	  dpkg -x prometheus_*.deb root && ln -sf ../root/usr/bin/prometheus ../root/usr/bin/promtool bin/; \
+	  dpkg --fsys-tarfile prometheus_*.deb | tar -x --directory bin --strip-components=3 --wildcards '*bin/prometheus' '*bin/promtool'; \
 	else echo "no prometheus here: its tests are left out"; fi
 
 ##@ The contract

@@ -1,13 +1,12 @@
 """Runs the real Envoy with `deploy/envoy/sidecar.yaml`, pinned to a core. `sidecar_cases` calls it."""
 
 import contextlib
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from bench.errors import BenchError
+from bench.starting import free_ports, listens, until
 from tools.transcoding import descriptor_set
 
 DEPLOYED = Path(__file__).parents[1] / "deploy" / "envoy"
@@ -26,7 +25,7 @@ def sidecar(unix_socket: Path, folder: Path, core: int) -> Iterator[str]:
     import envoy  # noqa: PLC0415 (a package of the tests: the other cases run without it)
 
     (folder / "forebay.binpb").write_bytes(descriptor_set(DEPLOYED / "http_rules.yaml").SerializeToString())
-    callers, admin = _free_ports(2)
+    callers, admin = free_ports(2)
     text = (DEPLOYED / "sidecar.yaml").read_text()
     for deployed, here in (
         ("/etc/envoy/", f"{folder}/"),
@@ -44,25 +43,11 @@ def sidecar(unix_socket: Path, folder: Path, core: int) -> Iterator[str]:
     with log.open("w") as written:
         process = subprocess.Popen(["taskset", "-c", str(core), *command], stdout=written, stderr=written)
     try:
-        until = time.monotonic() + READY_WITHIN
-        while not _listens(callers):
-            if process.poll() is not None or time.monotonic() > until:
-                raise BenchError(f"Envoy does not listen:\n{log.read_text()[-2000:]}")
-            time.sleep(0.02)
+        try:
+            until(lambda: listens(callers), "Envoy does not listen", within=READY_WITHIN, process=process)
+        except BenchError as error:
+            raise BenchError(f"{error}\n{log.read_text()[-2000:]}") from None
         yield f"127.0.0.1:{callers}"
     finally:
         process.terminate()
         process.wait()
-
-
-def _listens(port: int) -> bool:
-    with contextlib.closing(socket.socket()) as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]

@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+from bench.starting import free_ports, listens, until
 
 RELEASE = Path(__file__).parent / "loadgen" / "target" / "release"
 LOADGEN = RELEASE / "forebay-loadgen"
@@ -48,20 +47,12 @@ def run(command: list[str], core: int) -> Report:
 @contextlib.contextmanager
 def fixed_server(calls: Path, core: int) -> Iterator[str]:
     """The server of fixed answers, running on a core; gives its address."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     target = f"127.0.0.1:{port}"
     command = ["taskset", "-c", str(core), str(FIXED_SERVER), "--listen", target, "--calls", str(calls)]
     process = subprocess.Popen(command)
     try:
-        for _ in range(500):
-            with contextlib.closing(socket.socket()) as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.01)
-        else:
-            raise BenchError("fixed-server does not listen")
+        until(lambda: listens(port), "fixed-server does not listen", within=5.0, process=process)
         yield target
     finally:
         process.terminate()

@@ -10,7 +10,6 @@ their deadlines, and few again. The panels are those of `tools/dashboards.py`, a
 import contextlib
 import json
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from bench.errors import BenchError
+from bench.starting import free_ports, until
 from forebay_client import Client, ForebayError
 from tools.dashboards import DASHBOARDS, RATE, Panel
 
@@ -148,13 +148,13 @@ class Prometheus:
         Raises:
             BenchError: It does not.
         """
-        end = time.monotonic() + START_WITHIN
-        while time.monotonic() < end:
+
+        def there() -> bool:
             with contextlib.suppress(OSError):
-                if self.get("query", query=expression)["result"]:
-                    return
-            time.sleep(0.1)
-        raise BenchError(f"Prometheus has no {expression}")
+                return bool(self.get("query", query=expression)["result"])
+            return False
+
+        until(there, f"Prometheus has no {expression}", within=START_WITHIN, every=0.1)
 
     def series(self, shown: Panel, began: float, ended: float) -> list[Series]:
         """The lines of a panel between two instants, seconds since 1970; what is not a number is left out."""
@@ -176,9 +176,7 @@ class Prometheus:
 
 def free_address() -> str:
     """Where nobody listens."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_ports(1)[0]}"
 
 
 @contextlib.contextmanager
@@ -192,14 +190,13 @@ def served(address: str, scraped: str) -> Iterator[None]:
     )
     try:
         with Client(address) as client:
-            end = time.monotonic() + START_WITHIN
-            while time.monotonic() < end:
+
+            def ready() -> bool:
                 with contextlib.suppress(ForebayError):
-                    if client.health(deadline=1.0) == "SERVING":
-                        break
-                time.sleep(0.05)
-            else:
-                raise BenchError("the server did not become ready")
+                    return client.health(deadline=1.0) == "SERVING"
+                return False
+
+            until(ready, "the server does not become ready", within=START_WITHIN, process=process)
         yield
     finally:
         process.terminate()
@@ -217,7 +214,7 @@ def crowd(address: str, phase: Phase) -> None:
                 try:
                     client.predict("synthetic", row, deadline=DEADLINE)
                 except ForebayError:
-                    time.sleep(PATIENCE)
+                    time.sleep(PATIENCE)  # A caller who is refused comes again, but not at once.
 
         threads = [threading.Thread(target=call) for _ in range(phase.callers)]
         for thread in threads:

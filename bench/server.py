@@ -8,7 +8,6 @@ import dataclasses
 import json
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import psutil
 
 from bench.errors import BenchError
 from bench.models import read_calls
+from bench.starting import LOOK_EVERY, free_ports, listens
 from forebay.v1 import model_pb2, model_service_pb2, model_service_pb2_grpc
 
 PREDICT = "/forebay.v1.InferenceService/Predict"
@@ -77,7 +77,7 @@ class Server:
 
     def __init__(self, column: Column, model: Path, calls: Path, cores: str, *, options: tuple[str, ...] = ()) -> None:
         self.column = column
-        self.port = _free_port()
+        (self.port,) = free_ports(1)
         self.ready_s = 0.0
         self.log = ""
         """What it has written to stderr; once it has ended."""
@@ -145,9 +145,9 @@ class Server:
 
     def _wait(self, began: float) -> None:
         """Polls the port, then the model, so that `ready_s` is the time to the first right answer."""
-        while not self._listens():
+        while not listens(self.port):
             self._still_starting(began)
-            time.sleep(0.002)
+            time.sleep(LOOK_EVERY)
         self._channel = grpc.insecure_channel(self.target)
         predict: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(PREDICT)
         while True:
@@ -159,10 +159,6 @@ class Server:
             else:
                 break
         self.ready_s = time.monotonic() - began
-
-    def _listens(self) -> bool:
-        with contextlib.closing(socket.socket()) as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def _still_starting(self, began: float, why: str = "") -> None:
         if self._process is not None and self._process.poll() is not None:
@@ -226,9 +222,3 @@ class Server:
         except grpc.RpcError as error:
             raise BenchError(f"{self.column.title} does not tell its statistics: {error}") from error
         return answer.statistics[0]
-
-
-def _free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -19,23 +18,24 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import grpc
 import psutil
 
-from bench.errors import BenchError
 from bench.machine import describe, sentence
 from bench.models import make, read_calls
 from bench.server import PREDICT
+from bench.starting import free_ports, listens, until
 from forebay_client import Client, ForebayError
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "deployment.md"
 WITHIN: Final = 60.0  # seconds that a start may take
 PROBES_S: Final = (2.0, 2.0, 10.0)  # readiness of the server and of Envoy, liveness
 SCRAPE_S: Final = 15.0
+LATE: Final = "the server does not start"
 
 
 class Start(NamedTuple):
@@ -64,19 +64,10 @@ class Ports(NamedTuple):
     metrics: int
 
 
-def free_ports() -> Ports:
-    """Three that nobody has."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(contextlib.closing(socket.socket())) for _ in Ports._fields]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return Ports(*(int(each.getsockname()[1]) for each in sockets))
-
-
 @contextlib.contextmanager
 def served(model: Path, cache: Path) -> Iterator[tuple[subprocess.Popen[bytes], Ports, float]]:
     """A server that has just been begun: the process, its ports, and when that was."""
-    ports = free_ports()
+    ports = Ports(*free_ports(3))
     command = [
         *(str(Path(sys.executable).with_name("forebay")), "serve", str(model), "--log-level", "warning"),
         *("--listen", f"127.0.0.1:{ports.public}", "--probe", f"127.0.0.1:{ports.probe}"),
@@ -91,29 +82,11 @@ def served(model: Path, cache: Path) -> Iterator[tuple[subprocess.Popen[bytes], 
         process.wait(30)
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], began: float) -> float:
-    """Waits until a condition holds; the seconds since the beginning.
-
-    Raises:
-        BenchError: The server has ended, or it takes too long.
-    """
-    while not condition():
-        if process.poll() is not None or time.monotonic() - began > WITHIN:
-            raise BenchError("the server has not started")
-        time.sleep(0.002)
-    return time.monotonic() - began
-
-
-def listens(port: int) -> bool:
-    """Whether somebody takes connections."""
-    with contextlib.closing(socket.socket()) as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 def start(model: Path, request: bytes, cache: Path) -> Start:
     """One start, to its first answer."""
     with served(model, cache) as (process, ports, began):
-        listening = until(lambda: listens(ports.probe), process, began)
+        until(lambda: listens(ports.probe), LATE, within=WITHIN, process=process)
+        listening = time.monotonic() - began
         with Client(f"127.0.0.1:{ports.probe}") as probe:
 
             def healthy() -> bool:
@@ -121,7 +94,8 @@ def start(model: Path, request: bytes, cache: Path) -> Start:
                     return probe.health(deadline=1.0) == "SERVING"
                 return False
 
-            serving = until(healthy, process, began)
+            until(healthy, LATE, within=WITHIN, process=process)
+            serving = time.monotonic() - began
         with grpc.insecure_channel(f"127.0.0.1:{ports.public}") as channel:
             predict: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PREDICT)
             predict(request, timeout=10)
@@ -150,14 +124,14 @@ def watch(ports: Ports, over: threading.Event) -> list[threading.Thread]:
 
 def idle(model: Path, cache: Path, seconds: float, *, watched: bool) -> Idle:
     """What a server uses while nobody calls."""
-    with served(model, cache) as (process, ports, began):
-        until(lambda: listens(ports.probe), process, began)
+    with served(model, cache) as (process, ports, _):
+        until(lambda: listens(ports.probe), LATE, within=WITHIN, process=process)
         over = threading.Event()
         threads = watch(ports, over) if watched else []
         time.sleep(5)  # what a start leaves behind, such as warm-up
         seen = psutil.Process(process.pid)
         before, since = seen.cpu_times(), time.monotonic()
-        time.sleep(seconds)
+        time.sleep(seconds)  # What it uses meanwhile is the figure.
         after, elapsed = seen.cpu_times(), time.monotonic() - since
         used = after.user + after.system - before.user - before.system
         found = Idle(1e3 * used / elapsed, seen.memory_info().rss / 2**20, seen.num_threads())

@@ -5,16 +5,15 @@ Each load has a server of its own, with other settings. The collector, if there 
 
 import contextlib
 import dataclasses
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from bench.case import Bench
 from bench.report import Sample
 from bench.server import Column, Server, forebay_command
+from bench.starting import free_ports, listens, until
 
 CASE: Final = "tracing"
 SMALL, MEDIUM = "small", "medium"
@@ -97,9 +96,7 @@ def _server(bench: Bench, load: Load, endpoint: str) -> Server:
 @contextlib.contextmanager
 def _collector(bench: Bench, load: Load) -> Iterator[str]:
     """Runs the collector of a load; gives its endpoint."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     options = COLLECTORS[load.collector]
     if load.ratio is None or options is None:
         yield f"http://127.0.0.1:{port}"
@@ -107,12 +104,7 @@ def _collector(bench: Bench, load: Load) -> Iterator[str]:
     command = ["taskset", "-c", str(bench.load_core), sys.executable, "-m", "bench.collector", "--port", str(port)]
     process = subprocess.Popen([*command, *options])
     try:
-        until = time.monotonic() + UP_WITHIN
-        while time.monotonic() < until:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.02)  # Between looks whether it listens yet.
+        until(lambda: listens(port), "the collector does not listen", within=UP_WITHIN, process=process)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()

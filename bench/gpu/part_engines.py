@@ -16,7 +16,8 @@ from bench.gpu.outcome import Notes, NotExecuted
 from forebay_server.config.tree import BatchingConfig, BucketsConfig, EngineConfig, InputConfig, ModelConfig
 from forebay_server.engines.base import ModelLoadError
 from forebay_server.engines.gpu import cuda
-from forebay_server.models.loader import Loaded, load
+from forebay_server.models.loaded import Loaded
+from forebay_server.models.loader import load
 from forebay_server.models.warm_up import run as run_batch
 from forebay_server.tensors import NUMPY_DTYPES, Array, DataType
 

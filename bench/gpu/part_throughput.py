@@ -146,7 +146,7 @@ def _busy(seconds: float) -> float | None:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     except OSError:
         return None
-    time.sleep(seconds)
+    time.sleep(seconds)  # the tool tells the load once each quarter of a second until then
     process.terminate()
     said = process.communicate()[0].split()
     shares = [float(share) for share in said if share.replace(".", "").isdigit()]

@@ -90,4 +90,4 @@ def _wait_until_ready(process: "subprocess.Popen[str]", client: Client, log: IO[
             if "ModuleNotFoundError" in said:
                 raise NotExecuted(said.strip().rpartition("\n")[2])
             raise RuntimeError(f"the server {'ended' if ended else 'was not ready'}: {said}")
-        time.sleep(0.1)
+        time.sleep(0.1)  # between looks whether it is ready: a start takes seconds

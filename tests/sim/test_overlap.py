@@ -10,7 +10,7 @@ from itertools import count
 
 import pytest
 
-from forebay_server.scheduling import state
+from forebay_server.scheduling import slots
 from forebay_server.scheduling.bisection import Succeeded
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.latency import CostModel
@@ -66,7 +66,7 @@ def test_overlap_brings_what_the_copies_took():
 def test_forming_late_costs_no_latency(load, monkeypatch):
     """Below saturation the median is below that of one batch after the other; formed at once it would be above."""
     alone, late = run(load, 1)[1], run(load, 2)[1]
-    monkeypatch.setattr(state, "EARLY", 1.0)
+    monkeypatch.setattr(slots, "EARLY", 1.0)
     at_once = run(load, 2)[1]
 
     assert late < alone < at_once

@@ -21,7 +21,8 @@ from forebay_server.errors import ConfigError
 from forebay_server.models import settings
 from forebay_server.models.catalogue import Catalogue
 from forebay_server.models.costs import CostCache
-from forebay_server.models.loader import Loaded, load
+from forebay_server.models.loaded import Loaded
+from forebay_server.models.loader import load
 from forebay_server.models.names import name_of
 from forebay_server.models.served import ModelState, Served
 from forebay_server.scheduling.latency import CostModel

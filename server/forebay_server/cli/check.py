@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from forebay_server.config.load import Explained
     from forebay_server.config.tree import ModelConfig
-    from forebay_server.models.loader import Loaded
+    from forebay_server.models.loaded import Loaded
     from forebay_server.tensors import TensorSpec
 
 

@@ -13,7 +13,7 @@ from forebay_server.errors import ConfigError, InvalidRequest
 from forebay_server.tensors import FREE, ModelSpec
 
 if TYPE_CHECKING:
-    from forebay_server.models.loader import Loaded
+    from forebay_server.models.loaded import Loaded
 
 Bucket = tuple[tuple[int, ...], ...]
 NO_SPEC: Final = ModelSpec(inputs=(), outputs=(), batched=False)

@@ -15,7 +15,8 @@ Requests that were cancelled or have expired meanwhile do not run again.
 from forebay_server.errors import EngineRestarted, EngineUnavailable, ForebayError, InputRejected
 from forebay_server.scheduling.queue import Lane, Split
 from forebay_server.scheduling.request import Batch, Part, Reason, State
-from forebay_server.scheduling.state import Books, Model, Slot, reckon, start
+from forebay_server.scheduling.slots import Slot, start
+from forebay_server.scheduling.state import Books, Model, reckon
 
 MEMORY_RECOVERY = 100
 """Good batches for one row more."""

@@ -36,7 +36,8 @@ from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import Bucket, ModelKey, ModelPolicy, ServerPolicy
 from forebay_server.scheduling.queue import Lane, Split
 from forebay_server.scheduling.request import Batch, Level, Part, Request, State
-from forebay_server.scheduling.state import TRUST, Books, Model, Slot, patience, reckon, step
+from forebay_server.scheduling.slots import Slot, patience, step
+from forebay_server.scheduling.state import TRUST, Books, Model, reckon
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     # `admit` refuses it, or queues it.

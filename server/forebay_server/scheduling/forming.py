@@ -16,7 +16,7 @@
    would cost a deadline.
 
 7. An instance of some depth gets a batch behind the one that it runs: at once if that will be full, else when the one
-   that runs is nearly done (`state.EARLY`), because until then it may still grow and can't begin. Deadlines and waits
+   that runs is nearly done (`slots.EARLY`), because until then it may still grow and can't begin. Deadlines and waits
    count from when it should begin.
 
 A tenant that is kept apart (`shares.Tenant.strike`) has batches of its own.
@@ -28,7 +28,8 @@ from math import inf
 from forebay_server.scheduling.bisection import rerun
 from forebay_server.scheduling.queue import Lane, Queue, Split, Tier
 from forebay_server.scheduling.request import Batch, Level, Part, Reason, Request, State
-from forebay_server.scheduling.state import DOUBT, NOISE, TRUST, Books, Model, Slot, leave, seconds_of, start
+from forebay_server.scheduling.slots import Slot, start
+from forebay_server.scheduling.state import DOUBT, NOISE, TRUST, Books, Model, leave, seconds_of
 
 WAITING = State.WAITING
 RUNNING = State.RUNNING
@@ -52,7 +53,7 @@ DELAY_SLACK = 0.001
 def next_batch(books: Books, slot: Slot, now: float) -> Batch | None:
     """The batch that an idle, usable instance runs now, or one with room next; None if there is none."""
     model = slot.model
-    if (slot.batch is not None and len(slot.behind) + 1 >= slot.depth) or slot.stuck or slot.dead:
+    if not slot.has_room() or slot.stuck or slot.dead:
         return None
     full_only = False
     if slot.batch is not None:

@@ -1,10 +1,10 @@
 """`forebay compile` as far as it goes without torch; `tests/torch` has the rest."""
 
-import builtins
 import shutil
-import sys
 
 import pytest
+
+from tests.server.engines.torch.absent import hide_torch
 
 
 @pytest.fixture
@@ -28,15 +28,7 @@ def test_what_is_wrong_with_the_arguments(forebay, program, tmp_path):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler here")
 def test_without_torch(forebay, program, tmp_path, monkeypatch):
     """The step that failed, and what to install."""
-    real = builtins.__import__
-
-    def refuse(name, *rest, **more):
-        if name.partition(".")[0] == "torch":
-            raise ModuleNotFoundError("No module named 'torch'", name="torch")
-        return real(name, *rest, **more)
-
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    hide_torch(monkeypatch)
     code, out, said = forebay("compile", program, "-o", tmp_path / "model.pt2")
     assert (code, out) == (2, "")
     assert said.splitlines() == [

@@ -1,7 +1,5 @@
 """How batches go through a device: exact instants of each step, whose the outputs are, and what faults leave behind."""
 
-import threading
-
 import numpy as np
 import pytest
 
@@ -12,20 +10,12 @@ from forebay_server.engines.gpu.pool import GRAIN, Budget
 from tests.server.engines.gpu.computations import ENDLESS, ILLEGAL, Doubling, SelfRecording, spec_of
 from tests.server.engines.gpu.conftest import BANDWIDTH, ROW, doubled, put
 from tests.server.engines.gpu.fake import FakeDevice
+from tests.server.engines.threads import elsewhere
 
 
 def spans(device, *kinds):
     """Operations in whole tenths of milliseconds."""
     return [(kind, round(begin * 1e4), round(end * 1e4)) for kind, begin, end in device.kinds(*kinds)]
-
-
-def elsewhere(function, *arguments):
-    """Calls it in another thread, as a worker does after the loader."""
-    results = []
-    thread = threading.Thread(target=lambda: results.append(function(*arguments)))
-    thread.start()
-    thread.join()
-    return results[0]
 
 
 def test_one_batch_is_uploaded_computed_and_downloaded(make):

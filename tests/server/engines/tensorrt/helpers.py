@@ -1,7 +1,5 @@
 """Small things that the tests of this folder share."""
 
-import threading
-
 import numpy as np
 import pytest
 
@@ -22,15 +20,6 @@ def infer(instance, *arrays):
     for buffer, array in zip(staged, arrays, strict=True):
         buffer[...] = array
     return instance.infer(EngineBatch(staged, len(arrays[0])))
-
-
-def elsewhere(function, *arguments):
-    """Calls it in another thread, as a worker does after the loader: nothing is captured there."""
-    results = []
-    thread = threading.Thread(target=lambda: results.append(function(*arguments)))
-    thread.start()
-    thread.join()
-    return results[0]
 
 
 def refusal(engine):

@@ -12,11 +12,12 @@ from forebay_server.config.tree import BatchingConfig, EngineConfig, InputConfig
 from forebay_server.engines.base import EngineBatch, EngineDead, OutOfMemory, RejectInput
 from forebay_server.engines.gpu import nvrtc
 from forebay_server.engines.tensorrt import plan as plan_module
-from forebay_server.models import loader
+from forebay_server.models import loader, measuring
 from forebay_server.tensors import FREE, DataType, TensorSpec
 from tests.server.engines.gpu.kernel import HostCompiler
 from tests.server.engines.tensorrt.fake_tensorrt import ErrorCodeTRT
-from tests.server.engines.tensorrt.helpers import elsewhere, infer
+from tests.server.engines.tensorrt.helpers import infer
+from tests.server.engines.threads import elsewhere
 
 
 def keep_positive(onnx_models):
@@ -90,7 +91,7 @@ def test_warm_up_captures_graphs_and_requests_launch_them(engine, plan, device, 
 
 def test_sizes_whose_costs_are_known_are_captured_too(machine, device, onnx_models, tmp_path, monkeypatch):
     """The second start need not measure, but nothing is left for requests to find uncaptured."""
-    monkeypatch.setattr(loader, "agrees", lambda _pairs: True)
+    monkeypatch.setattr(measuring, "agrees", lambda _pairs: True)
     config = ModelConfig(
         path=str(onnx_models.make_linear_model()),
         engine=EngineConfig(name="tensorrt", instances=2),

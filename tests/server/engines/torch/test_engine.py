@@ -1,27 +1,17 @@
 """The torch engine as far as it goes without torch; `tests/torch` has the rest."""
 
-import builtins
-import sys
-
 import pytest
 
 from forebay_server.engines.base import ModelLoadError
 from forebay_server.engines.torch import TorchEngine
+from tests.server.engines.torch.absent import hide_torch
 from tests.server.engines.torch.packages import metadata_like, write_package
 
 
 @pytest.fixture
 def without_torch(monkeypatch):
-    """Importing torch fails, whether it is installed or not."""
-    real = builtins.__import__
-
-    def refuse(name, *rest, **more):
-        if name.partition(".")[0] == "torch":
-            raise ModuleNotFoundError("No module named 'torch'", name="torch")
-        return real(name, *rest, **more)
-
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    """There is no torch, whether it is installed or not."""
+    hide_torch(monkeypatch)
 
 
 def refusal(path, settings):
