@@ -106,7 +106,8 @@ mod tests {
 
     #[test]
     fn each_submission_has_the_request_and_another_key() {
-        let call = Call::new(b"request", &[0x1a, 5, 0x0a, 1, b'y', 0x10, 12]).expect("one output of 12 bytes is an answer to compare with");
+        let call = Call::new(b"request", &[0x1a, 5, 0x0a, 1, b'y', 0x10, 12])
+            .expect("one output of 12 bytes is an answer to compare with");
         let keys = Keys { run: 0xab, next: Cell::new(0) };
         assert_eq!(&keys.submission(&call)[5..], b"\x0a\x07request\x12\x04ab-0");
         assert_eq!(&keys.submission(&call)[5..], b"\x0a\x07request\x12\x04ab-1");
