@@ -87,6 +87,15 @@ class AsyncSurface:
         self.stop()
 
     def stop(self) -> None:
+        async def rest() -> None:
+            """As `asyncio.run` ends: gRPC has tasks of its own, which outlive a channel for a moment."""
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.loop.shutdown_asyncgens()
+
+        self.run(rest())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
