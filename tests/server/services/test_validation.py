@@ -144,6 +144,18 @@ def test_nan_policy(kind, value):
     assert validate(message_of(x(data_type=int(kind), data=finite)), Rules(spec, reject_nan=True))[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [(DataType.BF16, b"\x81\x7f"), (DataType.FP16, b"\x01\x7c"), (DataType.FP32, b"\x01\0\x80\x7f")],
+)
+def test_signalling_nan(kind, data):
+    """A NaN like others: refused, and nothing is warned of (a warning fails a test)."""
+    message = message_of(x((1, 1), data_type=int(kind), data=data))
+
+    rules = Rules(spec_of(("x", kind, (FREE, 1))), reject_nan=True)
+    assert fields_of(message, rules) == ["inputs[0].data"]
+
+
 def test_no_rows_and_no_elements():
     """A batch of no rows is right, and so is a dimension of 0 where the model leaves it free."""
     assert validate(message_of(x((0, 2), b"")), ONE) == (0, ((2,),), [b""], 0, None)
@@ -264,7 +276,9 @@ def oracle(message, spec, *, reject_nan):
         if array is None:
             return None
         floats = array.dtype != object and array.dtype.kind not in "iub"
-        if reject_nan and floats and not np.isfinite(array.astype(np.float64)).all():
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            wide = array.astype(np.float64) if floats else None
+        if reject_nan and wide is not None and not np.isfinite(wide).all():
             return None
         arrays.append(array)
     if spec.batched and len({array.shape[0] for array in arrays}) > 1:
