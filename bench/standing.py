@@ -133,7 +133,7 @@ def idle(model: Path, cache: Path, seconds: float, *, watched: bool) -> Idle:
         before, since = seen.cpu_times(), time.monotonic()
         time.sleep(seconds)  # What it uses meanwhile is the figure.
         after, elapsed = seen.cpu_times(), time.monotonic() - since
-        used = after.user + after.system - before.user - before.system
+        used = (after.user - before.user) + (after.system - before.system)  # in this order none is exactly none
         found = Idle(1e3 * used / elapsed, seen.memory_info().rss / 2**20, seen.num_threads())
         over.set()
         for thread in threads:
