@@ -155,9 +155,9 @@ types: env ## mypy, strict
 	MYPYPATH=gen/python:server:clients/python $(BIN)/mypy tests/clients/typing_examples.py
 
 .PHONY: docs
-docs: env ## Write docs/configuration.md, the table of docs/metrics.md, and the dashboards from their sources
-	mkdir -p docs
+docs: env ## Write docs/configuration.md, docs/modules.md, the table of docs/metrics.md, and the dashboards from their sources
 	$(BIN)/forebay config --markdown > docs/configuration.md
+	$(BIN)/python tools/modules_page.py
 	$(BIN)/python tools/metrics_page.py
 	$(BIN)/python tools/dashboards.py
 

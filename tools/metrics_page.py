@@ -1,6 +1,5 @@
 """Writes the table of docs/metrics.md from `telemetry.names`: `python tools/metrics_page.py`."""
 
-import sys
 from pathlib import Path
 
 from forebay_server.telemetry.metric import Kind
@@ -36,4 +35,3 @@ def with_table(page: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(with_table(PAGE.read_text()))
-    sys.exit(0)
