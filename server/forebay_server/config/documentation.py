@@ -33,6 +33,14 @@ class Setting(NamedTuple):
     documentation: str
 
 
+class Table(NamedTuple):
+    """A table of the TOML file, and its settings."""
+
+    path: str
+    documentation: str
+    settings: list[Setting]
+
+
 @functools.cache
 def texts() -> dict[tuple[str, str], str]:
     """The documentation by class and field; the empty field is the class itself."""
@@ -57,20 +65,21 @@ def variable_of(path: str) -> str:
 
 def settings() -> list[Setting]:
     """All settings, in the order of the tree."""
-    return [setting for _, several in sections() for setting in several]
+    return [setting for table in tables() for setting in table.settings]
 
 
-def sections() -> Iterator[tuple[str, list[Setting]]]:
-    """The settings section by section, each with its path."""
-    yield from _sections(Config, "", None)
+def tables() -> Iterator[Table]:
+    """The settings table by table."""
+    yield from _tables(Config, "", "", None)
 
 
-def _sections(section: type[Section], path: str, made: Section | None) -> Iterator[tuple[str, list[Setting]]]:
+def _tables(section: type[Section], path: str, words: str, made: Section | None) -> Iterator[Table]:
     leaves: list[Setting] = []
-    inner: list[tuple[type[Section], str, Section | None]] = []
+    inner: list[tuple[type[Section], str, str, Section | None]] = []
     for name, field in schema.fields(section).items():
         here = f"{path}.{name}" if path else name
         shape = schema.shape_of(field.type)
+        documentation = texts().get((section.__name__, name), "")
         placeholder = ""
         if isinstance(shape, schema.Rows):
             placeholder = ".N"
@@ -79,7 +88,8 @@ def _sections(section: type[Section], path: str, made: Section | None) -> Iterat
             placeholder = ".NAME"
             shape = schema.shape_of(shape.item)
         if isinstance(shape, type):
-            inner.append((shape, here + placeholder, field.default if isinstance(field.default, Section) else None))
+            default = field.default if isinstance(field.default, Section) else None
+            inner.append((shape, here + placeholder, documentation, default))
             continue
         default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
         if made is not None:  # a section that is there by default may say more than its fields do
@@ -91,13 +101,13 @@ def _sections(section: type[Section], path: str, made: Section | None) -> Iterat
                 allowed=schema.allowed(shape.annotation if isinstance(shape, schema.Leaf) else shape),
                 unit=schema.unit_of(name),
                 default=default,
-                documentation=texts().get((section.__name__, name), ""),
+                documentation=documentation,
             )
         )
     if leaves:
-        yield path, leaves
-    for found, here, default in inner:
-        yield from _sections(found, here, default)
+        yield Table(path, words, leaves)
+    for found in inner:
+        yield from _tables(*found)
 
 
 _PASSWORD = re.compile(r"(?<=://)([^/@:]*:)[^@]*(?=@)|([?&]password=)[^&]*")
@@ -146,9 +156,9 @@ comes from.
 def markdown() -> str:
     """The page docs/configuration.md."""
     lines = [_HEAD]
-    for path, several in sections():
+    for path, words, several in tables():
         table = re.sub(r"\.N(?=\.|$)", "", path)
-        lines += [f"## `[[{table}]]`" if path.endswith(".N") else f"## `[{table}]`", ""]
+        lines += [f"## `[[{table}]]`" if path.endswith(".N") else f"## `[{table}]`", "", words, ""]
         lines += ["| setting | values | default | |", "|---|---|---|---|"]
         for setting in several:
             values = setting.allowed.replace("|", "\\|") + (f", {setting.unit}" if setting.unit else "")

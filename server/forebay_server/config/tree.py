@@ -52,7 +52,7 @@ class ServerConfig(Section, frozen=True):
     public: ExposureConfig = ExposureConfig(address="127.0.0.1:8500")
     """Where callers connect: inference, models, health, reflection."""
     operator: ExposureConfig | None = None
-    """Where operators connect: everything that `public` has, and the administration."""
+    """Where operators connect: everything that `public` has, at an address and with TLS of their own."""
     probe: ExposureConfig | None = None
     """Where probes connect: health, nothing else. It goes on listening while the server drains."""
     reflection: bool = True
@@ -201,13 +201,13 @@ class ModelConfig(Section, frozen=True):
     nan: Literal["allow", "reject"] = "allow"
     """Whether inputs may hold NaN or infinity."""
     engine: EngineConfig = EngineConfig()
-    """The engine."""
+    """Which engine runs it, and how."""
     batching: BatchingConfig = BatchingConfig()
-    """Batches."""
+    """How its requests are put together."""
     inputs: dict[str, InputConfig] = {}
     """By input name, what callers send where that is not what the model takes."""
     buckets: BucketsConfig = BucketsConfig()
-    """Padding to common shapes."""
+    """Padding of requests of different shapes to common ones."""
 
 
 class WebhooksConfig(Section, frozen=True):
@@ -311,11 +311,11 @@ class TelemetryConfig(Section, frozen=True):
     """What the server tells of itself."""
 
     tracing: TracingConfig = TracingConfig()
-    """Spans for OpenTelemetry."""
+    """Spans for OpenTelemetry, over OTLP. The standard variables `OTEL_*` fill in what is not set here."""
     prometheus: PrometheusConfig = PrometheusConfig()
     """The endpoint that Prometheus scrapes."""
     metrics: MetricsConfig = MetricsConfig()
-    """Metrics for OpenTelemetry."""
+    """Metrics for OpenTelemetry, over OTLP. The standard variables `OTEL_*` fill in what is not set here."""
 
 
 class LogConfig(Section, frozen=True):
@@ -337,7 +337,7 @@ class Config(Section, frozen=True):
     tenants: dict[str, TenantConfig] = {}
     """Tenants with a part of their own; others share the weight 1."""
     models: list[ModelConfig] = []
-    """The models that are served."""
+    """The models that are served, a table for each. `MODEL.toml` beside a file has the same tables, but is weaker."""
     jobs: JobsConfig = JobsConfig()
     """Durable jobs."""
     telemetry: TelemetryConfig = TelemetryConfig()
