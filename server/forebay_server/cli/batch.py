@@ -66,10 +66,10 @@ def batch(
       forebay batch digits images.npy -o labels.npz
       forebay batch digits rows.csv -o labels.csv --via stream
     """
-    from forebay_server.cli.chunks import Batch, through_jobs, through_stream  # noqa: PLC0415  # heavy
-    from forebay_server.cli.journal import Journal  # noqa: PLC0415  # heavy
-    from forebay_server.cli.results import check_place  # noqa: PLC0415  # heavy
-    from forebay_server.cli.rows import read_rows  # noqa: PLC0415  # heavy
+    from forebay_server.cli.chunks import Batch, through_jobs, through_stream
+    from forebay_server.cli.journal import Journal
+    from forebay_server.cli.results import check_place
+    from forebay_server.cli.rows import read_rows
 
     if not 0 < deadline < float("inf"):
         raise ConfigError(f"--deadline is a positive number of seconds, not {deadline:g}")
@@ -101,7 +101,7 @@ def batch(
 
 def _resumable(journal: "Journal", run: Callable[[], None]) -> None:
     """Runs, and says how to go on if that ends early."""
-    from forebay_client import ForebayError, Unsupported  # noqa: PLC0415  # heavy
+    from forebay_client import ForebayError, Unsupported
 
     how = "the same command goes on with the rest"
     try:
@@ -118,7 +118,7 @@ def _resumable(journal: "Journal", run: Callable[[], None]) -> None:
 
 
 def _chunks(rows: "Rows", size: int) -> "list[Chunk]":
-    from forebay_server.cli.journal import Chunk  # noqa: PLC0415  # heavy
+    from forebay_server.cli.journal import Chunk
 
     step = size if rows.batched else 1
     return [Chunk(start, min(start + step, rows.total)) for start in range(0, rows.total, step)]
@@ -145,7 +145,7 @@ def _finish(journal: "Journal", output: Path, *, batched: bool) -> "Results":
     Raises:
         Failed: The results don't fit the format; the journal keeps them.
     """
-    from forebay_server.cli.results import Failure, Results  # noqa: PLC0415  # heavy
+    from forebay_server.cli.results import Failure, Results
 
     results = Results(batched=batched)
     for outcome in journal.outcomes():

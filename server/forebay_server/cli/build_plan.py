@@ -51,7 +51,7 @@ def build_plan(model: Path, output: Path | None, device: int, cache_dir: str, **
     gets a sidecar if that works. A plan is executable: do so only with plans that you trust. Say --version-compatible
     and --hardware if it was built so.
     """
-    from forebay_server.engines.base import ModelLoadError  # noqa: PLC0415  # `forebay --help` does without
+    from forebay_server.engines.base import ModelLoadError
 
     try:
         if model.suffix.lower() == ".onnx":
@@ -63,11 +63,11 @@ def build_plan(model: Path, output: Path | None, device: int, cache_dir: str, **
 
 
 def _build(model: Path, output: Path, number: int, cache_dir: str, flags: dict[str, Any]) -> None:
-    from forebay_server.app.hosting import cache_directory  # noqa: PLC0415  # heavy
-    from forebay_server.engines import files  # noqa: PLC0415  # `forebay --help` does without
-    from forebay_server.engines.gpu import cuda  # noqa: PLC0415  # as above
-    from forebay_server.engines.tensorrt import making, sidecar  # noqa: PLC0415  # as above
-    from forebay_server.engines.tensorrt.cache import PlanCache  # noqa: PLC0415  # as above
+    from forebay_server.app.hosting import cache_directory
+    from forebay_server.engines import files
+    from forebay_server.engines.gpu import cuda
+    from forebay_server.engines.tensorrt import making, sidecar
+    from forebay_server.engines.tensorrt.cache import PlanCache
 
     config, build = _settings(model, flags)
     cache = PlanCache(cache_directory(cache_dir))
@@ -90,11 +90,11 @@ def _build(model: Path, output: Path, number: int, cache_dir: str, flags: dict[s
 
 def _vouch(plan: Path, output: Path | None, number: int, flags: dict[str, Any]) -> None:
     """Writes a sidecar for a plan that loads here; only its builder knows for which runtime and GPUs it is."""
-    from forebay_server.engines.gpu import cuda  # noqa: PLC0415  # `forebay --help` does without
-    from forebay_server.engines.tensorrt import sidecar  # noqa: PLC0415  # as above
-    from forebay_server.engines.tensorrt.cache import capability  # noqa: PLC0415  # as above
-    from forebay_server.engines.tensorrt.library import library  # noqa: PLC0415  # as above
-    from forebay_server.engines.tensorrt.plan import LoadedPlan  # noqa: PLC0415  # as above
+    from forebay_server.engines.gpu import cuda
+    from forebay_server.engines.tensorrt import sidecar
+    from forebay_server.engines.tensorrt.cache import capability
+    from forebay_server.engines.tensorrt.library import library
+    from forebay_server.engines.tensorrt.plan import LoadedPlan
 
     lean = bool(flags.pop("version_compatible"))
     hardware: sidecar.Hardware = "ampere+" if flags.pop("hardware") == "ampere+" else "same"
@@ -124,15 +124,15 @@ def _vouch(plan: Path, output: Path | None, number: int, flags: dict[str, Any]) 
 
 def _settings(model: Path, flags: dict[str, Any]) -> "tuple[ModelConfig, BuildSettings]":
     """The model's settings: of the options, and of the TOML beside it where they leave something open."""
-    from forebay_server.config.tree import (  # noqa: PLC0415  # `forebay --help` does without
+    from forebay_server.config.tree import (
         BatchingConfig,
         BucketsConfig,
         EngineConfig,
         ModelConfig,
     )
-    from forebay_server.engines.options import Options  # noqa: PLC0415  # as above
-    from forebay_server.engines.tensorrt.settings import read  # noqa: PLC0415  # as above
-    from forebay_server.models import settings  # noqa: PLC0415  # as above
+    from forebay_server.engines.options import Options
+    from forebay_server.engines.tensorrt.settings import read
+    from forebay_server.models import settings
 
     rows = flags.pop("max_batch_size")
     shapes = _shapes(flags.pop("buckets"))

@@ -41,13 +41,13 @@ def check(
       forebay check model.onnx
       forebay check --config forebay.toml
     """
-    from forebay_server.config.load import explain  # noqa: PLC0415  # `forebay --help` does without
+    from forebay_server.config.load import explain
 
     loaded = configured(models, file, settings, shortcuts)
     console = display.console()
     _settings(console, [found for found in explain(*loaded) if not found.path.startswith("models.")])
     if loaded.config.jobs.store:
-        from forebay_server.app.jobs import explain_store, explain_webhooks  # noqa: PLC0415  # heavy
+        from forebay_server.app.jobs import explain_store, explain_webhooks
 
         console.print(f"\njobs are kept {explain_store(loaded.config.jobs.store)}", markup=False)
         console.print(explain_webhooks(loaded.config.jobs.webhooks), markup=False)
@@ -69,9 +69,9 @@ def _model(
     if no_load:
         _settings(console, explained)
         return True
-    from forebay_server.engines.base import ModelLoadError  # noqa: PLC0415  # heavy
-    from forebay_server.errors import ConfigError  # noqa: PLC0415  # as above
-    from forebay_server.models.loader import load  # noqa: PLC0415  # heavy
+    from forebay_server.engines.base import ModelLoadError
+    from forebay_server.errors import ConfigError
+    from forebay_server.models.loader import load
 
     try:
         with _quiet_logs(), console.status(f"loading {config.path}"):
@@ -91,7 +91,7 @@ def _model(
 @contextmanager
 def _quiet_logs() -> Iterator[None]:
     """Only errors are logged, and on stderr: the report on stdout says what the loader would warn of."""
-    import structlog  # noqa: PLC0415  # heavy
+    import structlog
 
     before = structlog.get_config()
     structlog.configure(
@@ -108,7 +108,7 @@ def _with_own_file(
     explained: "list[Explained]", prefix: str, before: "ModelConfig", after: "ModelConfig"
 ) -> "list[Explained]":
     """The settings with those that the TOML beside the model has filled in."""
-    from forebay_server.config.load import DEFAULT, explain_section  # noqa: PLC0415  # `forebay --help` does without
+    from forebay_server.config.load import DEFAULT, explain_section
 
     if before == after:
         return explained
@@ -123,11 +123,11 @@ def _with_own_file(
 
 
 def _settings(console: "Console", explained: "Sequence[Explained]") -> None:
-    from rich.markup import escape  # noqa: PLC0415  # heavy
-    from rich.table import Table  # noqa: PLC0415  # heavy
+    from rich.markup import escape
+    from rich.table import Table
 
-    from forebay_server.config.documentation import shown  # noqa: PLC0415  # `forebay --help` does without
-    from forebay_server.config.load import DEFAULT  # noqa: PLC0415  # as above
+    from forebay_server.config.documentation import shown
+    from forebay_server.config.load import DEFAULT
 
     table = Table(box=None, header_style="bold")
     table.add_column("SETTING", no_wrap=True)
@@ -143,8 +143,8 @@ def _settings(console: "Console", explained: "Sequence[Explained]") -> None:
 
 def _describe(console: "Console", loaded: "Loaded") -> None:
     """What came of loading a model."""
-    from rich.markup import escape  # noqa: PLC0415  # heavy
-    from rich.table import Table  # noqa: PLC0415  # heavy
+    from rich.markup import escape
+    from rich.table import Table
 
     engine = loaded.engine
     facts = {

@@ -41,8 +41,8 @@ def compile_(program: Path, output: Path, device: str | None, max_batch: int | N
         raise ConfigError(f"{output}: the name of a package ends with .pt2")
     if not output.parent.is_dir():
         raise ConfigError(f"{output.parent}: no such folder")
-    from forebay_server.engines.base import ModelLoadError  # noqa: PLC0415  # heavy
-    from forebay_server.engines.torch.compiling import compile_program  # noqa: PLC0415  # heavy
+    from forebay_server.engines.base import ModelLoadError
+    from forebay_server.engines.torch.compiling import compile_program
 
     names = [name.strip() for name in outputs.split(",")] if outputs else []
     try:

@@ -11,7 +11,7 @@ def config(prefix: str, *, as_page: bool) -> None:
 
     PREFIX, such as `server` or `models.N.batching`, shows only what begins with it.
     """
-    from forebay_server.config import documentation  # noqa: PLC0415  # `forebay --help` does without
+    from forebay_server.config import documentation
 
     if as_page:
         click.echo(documentation.markdown(), nl=False)

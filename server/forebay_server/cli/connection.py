@@ -62,7 +62,7 @@ def client_options(command: CommandT) -> CommandT:
 def connect(connection: Connection) -> "Client":
     """The client. The first call connects."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log would stand among our sentences
-    from forebay_client import Client, Tls  # noqa: PLC0415  # heavy
+    from forebay_client import Client, Tls
 
     tls = None
     if (

@@ -11,6 +11,6 @@ PIPE_WIDTH = 500  # columns where the output is no terminal
 
 def console() -> "Console":
     """The console of stdout."""
-    from rich.console import Console  # noqa: PLC0415  # heavy
+    from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)

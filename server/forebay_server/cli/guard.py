@@ -30,7 +30,7 @@ class Failed(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `forebay` and returns its exit code. Without arguments, those of the process."""
-    from forebay_server.cli.root import root  # noqa: PLC0415  # the guard has to stand before anything can fail
+    from forebay_server.cli.root import root  # the guard has to stand before anything can fail
 
     try:
         result = root.main(

@@ -30,7 +30,7 @@ _output = click.option(
 @contextmanager
 def keeps_jobs() -> Iterator[None]:
     """Says it in one sentence if the server has no jobs."""
-    from forebay_client import Unsupported  # noqa: PLC0415  # heavy
+    from forebay_client import Unsupported
 
     try:
         yield
@@ -77,9 +77,9 @@ def submit(
       forebay submit two a=a.npy b=b.npy --expire-after 3600
       forebay submit digits images.npy --wait -o labels.npz
     """
-    from forebay_client import Webhook  # noqa: PLC0415  # heavy
-    from forebay_server.cli.results import check_place  # noqa: PLC0415  # heavy
-    from forebay_server.cli.rows import read_rows  # noqa: PLC0415  # heavy
+    from forebay_client import Webhook
+    from forebay_server.cli.results import check_place
+    from forebay_server.cli.rows import read_rows
 
     check_place(output)
     for option, seconds in (("--expire-after", expire_after), ("--ttl", ttl)):
@@ -115,8 +115,8 @@ def submit(
 @client_options
 def result(job: str, output: str, *, wait: bool, **connection: Unpack[Connection]) -> None:
     """Print what came of a job."""
-    from forebay_client import JobNotFinished  # noqa: PLC0415  # heavy
-    from forebay_server.cli.results import check_place  # noqa: PLC0415  # heavy
+    from forebay_client import JobNotFinished
+    from forebay_server.cli.results import check_place
 
     check_place(output)
     with connect(connection) as client, keeps_jobs():
@@ -184,8 +184,8 @@ def jobs(states: tuple[str, ...], model: str, limit: int, *, as_json: bool, **co
         for job in found:
             click.echo(json.dumps(_plain(job)))
         return
-    from rich.markup import escape  # noqa: PLC0415  # heavy
-    from rich.table import Table  # noqa: PLC0415  # heavy
+    from rich.markup import escape
+    from rich.table import Table
 
     table = Table(box=None, header_style="bold")
     for column in ("ID", "STATE", "MODEL", "VERSION", "TRIES", "CREATED", "ENDED", "KEY"):
@@ -202,7 +202,7 @@ def jobs(states: tuple[str, ...], model: str, limit: int, *, as_json: bool, **co
 
 def _write(client: "Client", found: "Result", output: str) -> None:
     """Writes a result as the other commands write theirs."""
-    from forebay_server.cli.results import Results  # noqa: PLC0415  # heavy
+    from forebay_server.cli.results import Results
 
     arrays = list(found.prediction.values())
     batched = _batched(client, found)
@@ -213,7 +213,7 @@ def _write(client: "Client", found: "Result", output: str) -> None:
 
 def _batched(client: "Client", found: "Result") -> bool:
     """Whether the outputs have a dimension of rows; by their shapes if the model that ran is served no more."""
-    from forebay_client import NotFound  # noqa: PLC0415  # heavy
+    from forebay_client import NotFound
 
     try:
         version = client.model(found.job.model).find(str(found.prediction.version))

@@ -244,7 +244,7 @@ def _packed(prediction: "Prediction") -> bytes:
 
 
 def _unpacked(packed: bytes) -> "Prediction":
-    from forebay_client import Prediction  # noqa: PLC0415  # heavy; it also makes bfloat16 known to numpy
+    from forebay_client import Prediction  # heavy; it also makes bfloat16 known to numpy
 
     model, version, outputs = msgspec.msgpack.decode(packed)
     arrays = {}

@@ -29,7 +29,7 @@ def models(name: str, **connection: Unpack[Connection]) -> None:
 
 
 def _list(console: "Console", models: "list[Model]") -> None:
-    from rich.table import Table  # noqa: PLC0415  # heavy
+    from rich.table import Table
 
     table = Table(box=None, header_style="bold")
     for column in ("MODEL", "VERSION", "STATE", "ENGINE", "INPUTS", "OUTPUTS", "BATCH"):

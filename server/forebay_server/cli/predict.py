@@ -111,7 +111,7 @@ def stream(
     """
 
     def run(client: "Client", name: str, rows: "Rows", results: "Results", advance: Advance) -> None:
-        from forebay_client import ForebayError  # noqa: PLC0415  # heavy
+        from forebay_client import ForebayError
 
         step = batch_rows if rows.batched else 1
         items = (rows.request(start, min(start + step, rows.total)) for start in range(0, rows.total, step))
@@ -149,8 +149,8 @@ def _command(
     run: "Callable[[Client, str, Rows, Results, Advance], None]",
 ) -> None:
     """What both commands do around their sending."""
-    from forebay_server.cli.results import Results, check_place  # noqa: PLC0415  # heavy
-    from forebay_server.cli.rows import read_rows  # noqa: PLC0415  # heavy
+    from forebay_server.cli.results import Results, check_place
+    from forebay_server.cli.rows import read_rows
 
     if deadline <= 0:
         raise ConfigError(f"--deadline is a positive number of seconds, not {deadline:g}")
@@ -168,7 +168,7 @@ def _command(
 
 
 def _outcome(client: "Client", model: str, inputs: dict[str, Any], version: str, deadline: float) -> "Outcome":
-    from forebay_client import ForebayError  # noqa: PLC0415  # loaded long since; not so at the top
+    from forebay_client import ForebayError  # loaded long since; not so at the top
 
     try:
         return client.predict(model, inputs, version=version, deadline=deadline)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+import click
+
 
 class Advance(Protocol):
     """Told of rows that have an outcome."""
@@ -25,8 +27,8 @@ def progress(total: int, done: int = 0) -> Iterator[Advance]:
     if not sys.stderr.isatty():
         yield lambda _rows, *, failed=0: None  # noqa: ARG005  # nobody looks
         return
-    from rich.console import Console  # noqa: PLC0415  # heavy
-    from rich.progress import (  # noqa: PLC0415  # heavy
+    from rich.console import Console
+    from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
@@ -59,10 +61,10 @@ def progress(total: int, done: int = 0) -> Iterator[Advance]:
 def steps() -> Iterator[Callable[[str], None]]:
     """The step that is being done, and the time, on stderr; a line for each step where that is no terminal."""
     if not sys.stderr.isatty():
-        yield lambda words: print(f"{words} ...", file=sys.stderr, flush=True)
+        yield lambda words: click.echo(f"{words} ...", err=True)
         return
-    from rich.console import Console  # noqa: PLC0415  # heavy
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415  # heavy
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

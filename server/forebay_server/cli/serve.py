@@ -29,6 +29,6 @@ def serve(models: tuple[str, ...], file: Path | None, settings: tuple[str, ...],
         raise ConfigError(
             "there is no model to serve; name one (forebay serve model.onnx), or a --config with [[models]]"
         )
-    from forebay_server import app  # noqa: PLC0415  # heavy, and the configuration may be wrong
+    from forebay_server import app
 
     return int(app.serve(loaded.config))

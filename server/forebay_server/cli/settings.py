@@ -77,8 +77,8 @@ def configured(
     Raises:
         ConfigError: A source can't be read, or holds something that it must not.
     """
-    from forebay_server.config.load import Flag, load  # noqa: PLC0415  # `forebay --help` does without
-    from forebay_server.errors import ConfigError  # noqa: PLC0415  # as above
+    from forebay_server.config.load import Flag, load
+    from forebay_server.errors import ConfigError
 
     flags: list[Flag] = []
     for shortcut in SHORTCUTS:

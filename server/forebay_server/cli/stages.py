@@ -86,13 +86,13 @@ class _Bars:
 @contextmanager
 def stages(stop: Stop) -> "Iterator[Watcher]":
     """Shows what the watcher that it gives is told, on stderr."""
-    from rich.console import Console  # noqa: PLC0415  # heavy
+    from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(stop)
         return
-    from rich.progress import (  # noqa: PLC0415  # heavy
+    from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,

@@ -66,7 +66,7 @@ def top(interval: float, once: bool, as_json: bool, **connection: Unpack[Connect
 
 def _ask(client: "Client", watch: Watch, interval: float) -> None:
     """Asks the server, and has the watch know what came of it."""
-    from forebay_client import ForebayError  # noqa: PLC0415  # heavy
+    from forebay_client import ForebayError
 
     try:
         statistics = client.server_statistics(deadline=max(ANSWER, interval))
@@ -97,7 +97,7 @@ def _lines(client: "Client", watch: Watch, interval: float) -> None:
 
 
 def _live(client: "Client", watch: Watch, interval: float) -> None:
-    from rich.live import Live  # noqa: PLC0415  # heavy
+    from rich.live import Live
 
     console = _console()
     with Live(console=console, screen=True, auto_refresh=False) as live:
@@ -115,14 +115,14 @@ def _live(client: "Client", watch: Watch, interval: float) -> None:
 
 
 def _console() -> "Console":
-    from rich.console import Console  # noqa: PLC0415  # heavy
+    from rich.console import Console
 
     width = None if sys.stdout.isatty() else shutil.get_terminal_size(PIPE_SIZE).columns
     return Console(highlight=False, width=width)
 
 
 def _drawn(view: "View", console: "Console", *, height: int) -> "Text":
-    from forebay_server.cli.screen import BLOCKS, PLAIN, screen  # noqa: PLC0415  # heavy
+    from forebay_server.cli.screen import BLOCKS, PLAIN, screen
 
     ramp = PLAIN if console.options.ascii_only else BLOCKS
     return screen(view, width=console.size.width, height=height, ramp=ramp)
@@ -130,7 +130,7 @@ def _drawn(view: "View", console: "Console", *, height: int) -> "Text":
 
 def _json(view: "View") -> str:
     """A view as a line of JSON. Sizes of batches are named, not counted off."""
-    from forebay_server.cli.screen import SIZES  # noqa: PLC0415  # heavy
+    from forebay_server.cli.screen import SIZES
 
     found = asdict(view)
     for model in found["models"]:
