@@ -22,7 +22,7 @@ def sidecar(unix_socket: Path, folder: Path, core: int) -> Iterator[str]:
     Raises:
         BenchError: It does not start.
     """
-    import envoy  # noqa: PLC0415 (a package of the tests: the other cases run without it)
+    import envoy  # noqa: PLC0415  # a package of the tests: the other cases run without it
 
     (folder / "forebay.binpb").write_bytes(descriptor_set(DEPLOYED / "http_rules.yaml").SerializeToString())
     callers, admin = free_ports(2)

@@ -143,8 +143,8 @@ class Proxy:
 
 def large_call() -> bytes:
     """All that a caller says: the preface, settings, and a `Predict` with a large message."""
-    import h2.config  # noqa: PLC0415 (a package of the tests)
-    import h2.connection  # noqa: PLC0415
+    import h2.config  # noqa: PLC0415  # a package of the tests
+    import h2.connection  # noqa: PLC0415  # as above
 
     request = inference_pb2.PredictRequest(
         model="small",

@@ -45,7 +45,7 @@ def sqlite() -> Iterator[str]:
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
     """An empty database on a PostgreSQL server of its own."""
-    from tests.postgres import running  # noqa: PLC0415 - only where it is used
+    from tests.postgres import running  # noqa: PLC0415  # only where it is used
 
     with running() as postgres:
         yield postgres.url()

@@ -48,7 +48,7 @@ class Probe:
     """Asks the dispatcher for nothing, every half a millisecond, and notes how long that took."""
 
     def __init__(self, server: Server) -> None:
-        self._call = server._dispatcher.call  # noqa: SLF001 - a bench looks inside
+        self._call = server._dispatcher.call  # noqa: SLF001  # a bench looks inside
         self.waits: list[float] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._main)
@@ -80,7 +80,7 @@ def measure(models: int, requests: int, scrapes: int) -> dict[str, float]:
     server.start()
     try:
         assert server.wait_ready(120), server.start_failure
-        server._metrics.statistics.absorb(told(models, requests))  # noqa: SLF001 - see above
+        server._metrics.statistics.absorb(told(models, requests))  # noqa: SLF001  # see above
         url = f"http://{server.addresses['prometheus']}/metrics"
         urllib.request.urlopen(url, timeout=30).read()
         alone = Probe(server)
@@ -96,7 +96,7 @@ def measure(models: int, requests: int, scrapes: int) -> dict[str, float]:
             times.append(time.perf_counter() - began)
             time.sleep(0.02)  # Between scrapes the dispatcher must come to rest, or they would be measured as one.
         busy = beside.stop()
-        kept = server._metrics._longest  # noqa: SLF001 - see above
+        kept = server._metrics._longest  # noqa: SLF001  # see above
     finally:
         server.close()
     times.sort()

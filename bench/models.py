@@ -4,6 +4,8 @@
 `forebay-loadgen`; `bench/loadgen/src/calls.rs` reads it) and `NAME.timed.calls` (the same, asking for timings); for
 ghz `NAME.predict.bin`, `NAME.stream.bin` and `NAME.submit.bin`, and once `forebay.binpb`, the contract as a descriptor
 set. Everything has fixed seeds. It measures nothing; `run` and the tests call it.
+
+The comparison servers import it, too, and their start is measured: what they do without is imported where it is used.
 """
 
 import argparse
@@ -158,9 +160,8 @@ def stream_items(name: str) -> int:
 
 def protoset(path: Path) -> None:
     """Writes the contract as a descriptor set, so that ghz need not ask the server for it."""
-    # The comparison servers import this module, too, and their start is measured.
-    from forebay.v1 import inference_service_pb2, job_service_pb2  # noqa: PLC0415
-    from tools.transcoding import with_imports  # noqa: PLC0415
+    from forebay.v1 import inference_service_pb2, job_service_pb2  # noqa: PLC0415  # see the top
+    from tools.transcoding import with_imports  # noqa: PLC0415  # see the top
 
     services = [inference_service_pb2.DESCRIPTOR, job_service_pb2.DESCRIPTOR]
     path.write_bytes(descriptor_pb2.FileDescriptorSet(file=with_imports(services).values()).SerializeToString())
@@ -168,7 +169,7 @@ def protoset(path: Path) -> None:
 
 def session(path: Path, threads: int = 1) -> Any:
     """An onnxruntime session with a fixed number of threads that do not spin."""
-    import onnxruntime  # noqa: PLC0415 (heavy; the generator's file layout is also read without it)
+    import onnxruntime  # noqa: PLC0415  # see the top
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -192,7 +193,7 @@ def inputs(model: BenchModel) -> Floats:
 
 def make(name: str, directory: Path) -> Files:
     """Writes the files of one model and tells where they are."""
-    from forebay.v1 import job_service_pb2  # noqa: PLC0415 (see `protoset`)
+    from forebay.v1 import job_service_pb2  # noqa: PLC0415  # see the top
 
     model = MODELS[name]
     paths = files(name, directory)

@@ -45,12 +45,12 @@ def train(path: Path) -> tuple[Images, npt.NDArray[np.int64], npt.NDArray[np.int
     Returns:
         The held-out images (n, 64), their true digits, and the model's own labels and probabilities for them.
     """
-    import onnxruntime  # noqa: PLC0415 - slow imports only where they are needed
-    from skl2onnx import to_onnx  # noqa: PLC0415
-    from skl2onnx.common.data_types import FloatTensorType  # noqa: PLC0415
-    from sklearn.datasets import load_digits  # noqa: PLC0415
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415
-    from sklearn.neural_network import MLPClassifier  # noqa: PLC0415
+    import onnxruntime
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import FloatTensorType
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+    from sklearn.neural_network import MLPClassifier
 
     pixels, digits = load_digits(return_X_y=True)
     pixels = (pixels / 16).astype(np.float32)

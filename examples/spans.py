@@ -29,7 +29,7 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
         self.traces: dict[bytes, list[Span]] = defaultdict(list)
         self.news: dict[bytes, float] = {}
 
-    def Export(self, request: Any, _context: Any) -> Any:  # noqa: N802 - the protocol's name
+    def Export(self, request: Any, _context: Any) -> Any:  # noqa: N802  # the protocol's name
         """Takes a message."""
         with self.lock:
             for resource in request.resource_spans:

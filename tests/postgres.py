@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -152,8 +153,6 @@ class Postgres:
 
     def url(self, *, database: str = "postgres", schema: str = "", tcp: bool = False, password: str = "") -> str:
         """How to reach it. `schema`: where tables are, and are made."""
-        from urllib.parse import quote  # noqa: PLC0415 - beside its use
-
         where = f"127.0.0.1:{self.port}" if tcp else ""
         user = f"{self.USER}:{quote(password or self.PASSWORD, safe='')}@" if tcp else f"{self.USER}@"
         options = [] if tcp else [f"host={quote(str(self.folder), safe='')}", f"port={self.port}"]
@@ -163,7 +162,7 @@ class Postgres:
 
     def execute(self, statement: str, **place: Any) -> list[tuple[Any, ...]]:
         """Runs a statement on a connection of its own."""
-        import psycopg  # noqa: PLC0415 - what does not need it works without
+        import psycopg  # noqa: PLC0415  # what does not need it works without
 
         with psycopg.connect(self.url(**place), autocommit=True) as connection:
             cursor = connection.execute(statement)

@@ -69,7 +69,7 @@ class Batcher:
                 answers = self._model.run(rows)
             else:
                 answers = await self._loop.run_in_executor(self._executor, self._model.run, rows)
-        except Exception as error:  # noqa: BLE001 (whatever an engine raises, its callers must hear of it)
+        except Exception as error:  # noqa: BLE001  # whatever an engine raises, its callers must hear of it
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)
@@ -86,7 +86,7 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
         self._model = model
         self._batcher = batcher
 
-    async def Predict(self, request: inference_pb2.PredictRequest, context: Context) -> Response:  # noqa: N802 (the stub's name)
+    async def Predict(self, request: inference_pb2.PredictRequest, context: Context) -> Response:  # noqa: N802  # the stub's name
         """Answers one request."""
         try:
             row = self._model.row(request)
@@ -94,7 +94,7 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return await self._batcher.submit(row)
 
-    async def StreamPredict(  # noqa: N802 (the stub's name)
+    async def StreamPredict(  # noqa: N802  # the stub's name
         self, request_iterator: AsyncIterator[inference_pb2.StreamPredictRequest], context: Context
     ) -> AsyncIterator[inference_pb2.StreamPredictResponse]:
         """Answers items as they complete, several in a message if several are ready."""

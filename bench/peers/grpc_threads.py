@@ -55,7 +55,7 @@ class Batcher:
                 pass
             try:
                 answers = self._model.run([row for row, _ in batch])
-            except Exception as error:  # noqa: BLE001 (whatever an engine raises, its callers must hear of it)
+            except Exception as error:  # noqa: BLE001  # whatever an engine raises, its callers must hear of it
                 for _, future in batch:
                     future.set_exception(error)
                 continue
@@ -70,7 +70,7 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
         self._model = model
         self._batcher = batcher
 
-    def Predict(self, request: inference_pb2.PredictRequest, context: Any) -> Response:  # noqa: N802 (the stub's name)
+    def Predict(self, request: inference_pb2.PredictRequest, context: Any) -> Response:  # noqa: N802  # the stub's name
         """Answers one request."""
         try:
             row = self._model.row(request)
@@ -78,7 +78,7 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return self._batcher.submit(row).result()
 
-    def StreamPredict(  # noqa: N802 (the stub's name)
+    def StreamPredict(  # noqa: N802  # the stub's name
         self, request_iterator: Iterator[inference_pb2.StreamPredictRequest], context: Any
     ) -> Iterator[inference_pb2.StreamPredictResponse]:
         """Answers items as they complete, several in a message if several are ready."""

@@ -28,7 +28,7 @@ def unique(random_, numbers):
 
 
 @pytest.mark.parametrize("engine", [INLINE, WORKER, TWO], ids=["inline", "worker", "two"])
-def test_nobody_gets_a_neighbours_answer(serve, call, together, engine):  # noqa: C901 - one scenario
+def test_nobody_gets_a_neighbours_answer(serve, call, together, engine):  # noqa: C901  # one scenario
     """Unary calls and streams of many threads, cancelled and expired ones among them, each get their own rows back."""
     server = serve(synthetic(engine=engine, base_ms=0.2, batching=BatchingConfig(max_batch_size=8)))
     callers = [call(server) for _ in range(4)]

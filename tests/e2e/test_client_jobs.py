@@ -163,7 +163,7 @@ def test_a_batch_outlives_everybody(immortal, tmp_path, monkeypatch, via):
     chance = random.Random(via)
     for _ in range(2):
         run = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
-        eventually(lambda: (tmp_path / "y.npz.journal").exists() or run.poll() is not None, "it begins", 30)  # noqa: B023
+        eventually(lambda: (tmp_path / "y.npz.journal").exists() or run.poll() is not None, "it begins", 30)  # noqa: B023  # called at once
         time.sleep(chance.uniform(0, 0.3))
         immortal()
         time.sleep(chance.uniform(0, 0.3))

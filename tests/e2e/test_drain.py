@@ -21,7 +21,7 @@ Code = grpc.StatusCode
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_under_load_loses_no_accepted_call(process, call, front_end, number):  # noqa: C901 - one scenario
+def test_a_signal_under_load_loses_no_accepted_call(process, call, front_end, number):  # noqa: C901  # one scenario
     """32 callers and 2 streams see right answers or, later, UNAVAILABLE; health turns first; the exit code is 0."""
     server = process("synthetic:base_ms=5,shape=4", "--max-batch-size", "16", "--probe", "127.0.0.1:0").ready()
     callers = [call(server) for _ in range(4)]
@@ -47,7 +47,7 @@ def test_a_signal_under_load_loses_no_accepted_call(process, call, front_end, nu
 
     notices = []
 
-    def stream(index):  # noqa: C901 - every outcome of an item is judged here
+    def stream(index):  # noqa: C901  # every outcome of an item is judged here
         sent = {}
         told = threading.Event()
 

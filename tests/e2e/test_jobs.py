@@ -478,7 +478,7 @@ def test_pages(offer):
         if not token:
             break
         assert len(page.jobs) == 10
-        refused(lambda: jobs.list(page_token=token), Code.INVALID_ARGUMENT, "INVALID_TENSOR", "page_token")  # noqa: B023 - called at once
+        refused(lambda: jobs.list(page_token=token), Code.INVALID_ARGUMENT, "INVALID_TENSOR", "page_token")  # noqa: B023  # called at once
 
     assert found == ids[::-1]
     assert [job.id for job in jobs.list(model="other").jobs] == ids[::-3]
@@ -549,7 +549,7 @@ def test_what_is_offered(serve, call, tmp_path):
 
     caller = call(serve(synthetic(), jobs=JobsConfig(store="memory:")))
     assert caller.serving("forebay.v1.JobService")
-    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # noqa: PLC0415 - for this test alone
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # noqa: PLC0415  # for this test alone
 
     stub = reflection_pb2_grpc.ServerReflectionStub(caller.channel)
     (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=5)

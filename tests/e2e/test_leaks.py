@@ -194,7 +194,7 @@ def test_memory_is_flat_over_a_million_requests(process, call):
     flat(process, call, warm=50_000, count=1_000_000, bound=16 << 20)
 
 
-def soak(serve, call, seconds):  # noqa: C901 - one mix of many things
+def soak(serve, call, seconds):  # noqa: C901  # one mix of many things
     """A mix of everything; every outcome is right, or one that its caller asked for."""
     server = serve(
         synthetic(base_ms=0.5, poison=-1.0, batching=BatchingConfig(max_batch_size=16)),

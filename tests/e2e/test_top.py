@@ -115,7 +115,7 @@ def traffic():
                 while not ending.is_set():
                     try:
                         client.predict("watched", {"x": np.ones((2, 4), np.float32)}, deadline=1.0)
-                    except Exception:  # noqa: BLE001 - the server may be away
+                    except Exception:  # noqa: BLE001  # the server may be away
                         ending.wait(0.05)
 
         threads.extend(threading.Thread(target=send) for _ in range(callers))

@@ -126,7 +126,7 @@ class Server:
                     self._changed.notify_all()
                 if actions:
                     self.answer(actions)
-        except BaseException as exc:  # noqa: BLE001 - shown by the fixture
+        except BaseException as exc:  # noqa: BLE001  # shown by the fixture
             self.errors.append(exc)
 
     def _play(self, event, actions):

@@ -131,7 +131,7 @@ class Dispatcher:
         def run() -> None:
             try:
                 results.append(action())
-            except Exception as fault:  # noqa: BLE001 - it is the caller's
+            except Exception as fault:  # noqa: BLE001  # it is the caller's
                 faults.append(fault)
             done.set()
 
@@ -146,7 +146,7 @@ class Dispatcher:
             raise faults[0]
         return results[0]
 
-    def rest(self, resting: bool) -> None:  # noqa: FBT001 - reads as what it says
+    def rest(self, resting: bool) -> None:  # noqa: FBT001  # reads as what it says
         """Has the watchdog rest while something may hold the GIL for long, or wake up again. From any thread."""
         self._resting = resting
         self.post(self._set_watchdog)
@@ -170,7 +170,7 @@ class Dispatcher:
     def _run(self) -> None:
         try:
             self._loop()
-        except BaseException:  # noqa: BLE001 - whatever it is, the process must not go on as if it served
+        except BaseException:  # noqa: BLE001  # whatever it is, the process must not go on as if it served
             _log.exception("dispatcher_failed")
             if self._on_fault is not None:
                 self._on_fault()
@@ -198,7 +198,7 @@ class Dispatcher:
             for event in events:
                 try:
                     handlers[event[0]][event[2]](event)
-                except Exception as fault:  # noqa: BLE001 - one event's fault must not stop all others
+                except Exception as fault:  # noqa: BLE001  # one event's fault must not stop all others
                     self._fault(event, fault)
             self._tick(now)
             timeout = self._soonest(turn(clock()))
@@ -238,7 +238,7 @@ class Dispatcher:
             if part.due <= now:
                 try:
                     part.tick(now)
-                except Exception:  # noqa: BLE001 - see above: the loop goes on
+                except Exception:  # noqa: BLE001  # see above: the loop goes on
                     _log.exception("tick_failed", part=type(part).__name__)
 
     def _soonest(self, timeout: float) -> float:
@@ -251,7 +251,7 @@ class Dispatcher:
     def _guard(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception:  # noqa: BLE001 - see above: the loop goes on
+        except Exception:  # noqa: BLE001  # see above: the loop goes on
             _log.exception("posted_action_failed")
 
     def _fault(self, event: Event, fault: Exception) -> None:

@@ -113,7 +113,7 @@ class Hosting:
             self._load_each()
         except DispatcherEnded:
             return  # the server was closed meanwhile
-        except Exception as fault:  # noqa: BLE001 - nobody else would hear of it, and the server would never be ready
+        except Exception as fault:  # noqa: BLE001  # nobody else would hear of it, and the server would never be ready
             _log.exception("loader_failed")
             self.failure = f"a model could not be loaded: {type(fault).__name__}: {fault}"
         self.settled.set()

@@ -113,7 +113,7 @@ def _serve(config: Config, writer: LineWriter) -> int:
 def _say(sentence: str, writer: LineWriter) -> None:
     """The command's one sentence, after the log's lines."""
     writer.flush()
-    print(f"forebay: {sentence}", file=sys.stderr)  # noqa: T201 - see above
+    print(f"forebay: {sentence}", file=sys.stderr)  # noqa: T201  # see above
 
 
 def _renew(server: Server) -> None:

@@ -47,7 +47,7 @@ class SampleStorms:
             event["suppressed"] = suppressed
         return event
 
-    def settle(self, at_once: bool) -> None:  # noqa: FBT001 - as the writer calls it
+    def settle(self, at_once: bool) -> None:  # noqa: FBT001  # as the writer calls it
         """Writes how many lines were left out, where no line after them has said it."""
         with self._lock:
             told = self._sampler.settle(time.monotonic(), at_once=at_once)

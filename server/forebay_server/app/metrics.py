@@ -162,7 +162,7 @@ class Metrics:
             found += self._gpus.samples()
         return found
 
-    def _render(self, openmetrics: bool) -> bytes:  # noqa: FBT001 - the scrape server's callback
+    def _render(self, openmetrics: bool) -> bytes:  # noqa: FBT001  # the scrape server's callback
         return expose(self.read(), openmetrics=openmetrics, breathe=_breathe)
 
     # --- In the dispatcher's thread -----------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ class Exchange:
         except grpc.aio.BaseError as exc:
             # The call broke under a read or a write, or the server has stopped: there is nobody to tell.
             raise asyncio.CancelledError from exc
-        except Exception as exc:  # noqa: BLE001 - grpcio would send its text to the caller
+        except Exception as exc:  # noqa: BLE001  # grpcio would send its text to the caller
             _fail(context, _internal_error(exc))
         finally:
             if call.reader is not None:
@@ -248,7 +248,7 @@ class Exchange:
                     return
         except grpc.aio.BaseError:
             return  # the call is over
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the caller gets an answer and the log the reason
+        except Exception as exc:  # noqa: BLE001  # whatever it is, the caller gets an answer and the log the reason
             with self._lock:
                 self._cancel(call)
             call.outbox.append((FAIL, _internal_error(exc)))

@@ -20,16 +20,16 @@ def open_wire(choice: Choice, config: WireConfig) -> Wire:
     """
     if choice != "grpc.aio":
         try:
-            import forebay_native  # noqa: F401, PLC0415 - optional, so it is imported only where it may be used
+            import forebay_native  # noqa: F401, PLC0415  # optional, so it is imported only where it may be used
         except ImportError as exc:
             if choice == "native":
                 raise ConfigError(
                     "The native front end is not installed: install forebay-native, or set the wire to grpc.aio."
                 ) from exc
         else:
-            from forebay_server.wire.native import NativeWire  # noqa: PLC0415 - as above
+            from forebay_server.wire.native import NativeWire  # noqa: PLC0415  # as above
 
             return NativeWire(config)
-    from forebay_server.wire.aio import AioWire  # noqa: PLC0415 - grpc.aio is costly to import and often not used
+    from forebay_server.wire.aio import AioWire  # noqa: PLC0415  # grpc.aio is costly to import and often not used
 
     return AioWire(config)

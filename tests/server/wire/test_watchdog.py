@@ -15,7 +15,7 @@ class Timer:
         self.set = []
         self.cancelled = 0
 
-    def dump_traceback_later(self, seconds, *, file, exit):  # noqa: A002 - the name in faulthandler
+    def dump_traceback_later(self, seconds, *, file, exit):  # noqa: A002  # the name in faulthandler
         assert exit
         assert file == 2, "a descriptor, for sys.stderr may have none"
         self.set.append(seconds)

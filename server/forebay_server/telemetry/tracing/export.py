@@ -133,9 +133,9 @@ def _open(options: Options) -> "tuple[Spans, SpanExporter, Callable[[object], bo
         from opentelemetry.sdk.trace.export import SpanExportResult  # noqa: PLC0415 - only who traces needs it
 
         if options.protocol == otel.GRPC:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415  # as above
         else:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # type: ignore[assignment]  # noqa: PLC0415
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # type: ignore[assignment]  # noqa: PLC0415  # as above, and of one kind
                 OTLPSpanExporter,
             )
 
