@@ -20,6 +20,7 @@ from forebay_server.app.wiring import exposures, server_policy, wire_limits
 from forebay_server.config.tree import Config
 from forebay_server.models.catalogue import Catalogue
 from forebay_server.scheduling.core import Core
+from forebay_server.scheduling.latency import Point
 from forebay_server.scheduling.policy import ModelKey
 from forebay_server.scheduling.runner import Runner
 from forebay_server.services.calls import CallOutbox
@@ -35,7 +36,7 @@ from forebay_server.services.status import refusals
 from forebay_server.services.vitals import HealthBoard, Vitals
 from forebay_server.telemetry.tracing.export import SpanFigures
 from forebay_server.wire.choose import open_wire
-from forebay_server.wire.port import WireConfig
+from forebay_server.wire.port import Wire, WireConfig
 
 CLOSE_GRACE = 5.0  # seconds for answers that are on their way out when everything else has ended
 CLOSE_PATIENCE = 10.0  # seconds for batches that run, and for the dispatcher to come to it
@@ -75,6 +76,7 @@ class Server:
         self._on_devices_lost = on_devices_lost
         self._on_failed_start = on_failed_start
         self._on_fault = on_fault
+        self._clock = time.monotonic
         self._unusable: set[ModelKey] = set()
         self._closed = False
         self._jobs: Jobs | None = None
@@ -88,145 +90,163 @@ class Server:
             ConfigError: An address is taken, a certificate can't be read, two models have one name, ...
             StoreNotOpened: The job store can't be used. (A `ConfigError`, too.)
         """
-        config = self._config
-        clock = time.monotonic
-        outbox: Outbox = []
-        catalogue = Catalogue()
+        self._began, self._started = self._clock(), time.time()
+        self._join()
+        self.addresses = self._listen()
+        self._tracing.start()
+        self._dispatcher.start()
+        self._hosting.start()
+        if self._metrics.address:
+            self.addresses["prometheus"] = self._metrics.address
+        _log.info("listening", wire=self.wire_name, **self.addresses)
+        if self._config.server.wire == "auto" and self.wire_name != "native":
+            _log.warning("slow_front_end", because="forebay-native is not installed, so gRPC is served by grpc.aio")
+
+    def _join(self) -> None:
+        """Makes all parts, from the scheduler outwards. None acts yet."""
+        config, clock = self._config, self._clock
+        self._outbox: Outbox = []
+        self._catalogue = Catalogue()
+        self._board = HealthBoard()
         core = Core(server_policy(config))
-        self._metrics = metrics = Metrics(config, core, clock)
-        self._calls = calls = CallOutbox(outbox, clock)
-        board = HealthBoard()
-        self._tracing = Tracing(config.telemetry.tracing, events=metrics.feed.events, clock=clock)
-
+        self._metrics = Metrics(config, core, clock)
+        self._tracing = Tracing(config.telemetry.tracing, events=self._metrics.feed.events, clock=clock)
         self._runner = Runner(core, wake=self._wake, clock=clock, watcher=self._tracing.watcher)
-        rooms = [config.server.public, config.server.operator, config.server.probe]
-        intake = Intake(
-            catalogue,
-            core,
-            clock=clock,
-            default_deadline=config.server.default_deadline_s,
-            max_deadline=config.server.max_deadline_s,
-            trusted=[exposure.trusted for exposure in rooms if exposure is not None],
-            tenant_key=config.server.tenant_key,
-            events=metrics.feed.events,
-        )
-        limits = wire_limits(config)
+        self._intake = self._make_intake()
+        self._calls = CallOutbox(self._outbox, clock)
         self._complaints = Complaints(clock)
-        self._inference = InferenceService(
-            intake,
-            outbox,
-            stream_window=config.limits.stream_window,
-            max_send_bytes=limits.max_send_bytes,
-            complaints=self._complaints,
-            tracer=self._tracing.tracer,
-        )
-        inference = self._inference.service()
-        accounts = Accounts(core.figures, lambda key: self._hosting.costs[key].points(), metrics.statistics, clock)
-        self._began, self._started = clock(), time.time()
-        seen = self._seen
-        models = ModelService(catalogue, accounts, self._figures, calls, refresh=metrics.feed.absorb).service()
-        health = calls.watched(HealthService(board, calls, max_watchers=config.limits.watchers).service(), metrics)
-        offered: list[Service] = [inference, seen(models), health]
-        if config.jobs.store:
-            self._jobs = Jobs(
-                config,
-                limits=limits,
-                catalogue=catalogue,
-                runner=self._runner,
-                intake=intake,
-                outbox=calls,
-                complaints=self._complaints,
-                post=self._post,
-                tracing=self._tracing,
-                clock=clock,
-            )
-            offered.append(seen(self._jobs.service))
-        if config.server.reflection:
-            reflection = ReflectionService([service.name for service in offered], calls)
-            offered += [calls.watched(service, metrics) for service in reflection.services()]
-        self._vitals = Vitals(
-            board,
-            services=[service.name for service in offered if service is not inference],
-            inference=[inference.name],
-            startup_models=Hosting.names_of(config.models),
-        )
-        self._runner.listen(self._instances_changed)
-        self._runner.listen_for_devices(self._device_lost)
-
-        endpoints = endpoints_of(offered)
-        places = exposures(config, public=offered, operator=offered, probe=[health])
-        self._wire = open_wire(
-            config.server.wire,
-            WireConfig(
-                methods=[endpoint.method for endpoint in endpoints],
-                exposures=places,
-                refusals=refusals(max_receive_bytes=limits.max_receive_bytes, max_send_bytes=limits.max_send_bytes),
-                limits=limits,
-            ),
-        )
+        health = self._lesser(HealthService(self._board, self._calls, max_watchers=config.limits.watchers).service())
+        offered = self._make_services(health)
+        self._exposures = exposures(config, public=offered, operator=offered, probe=[health])
+        self._wire = self._make_wire(offered)
         self.wire_name = self._wire.name
-        self._dispatcher = Dispatcher(
-            wire=self._wire,
-            runner=self._runner,
-            endpoints=endpoints,
-            outbox=outbox,
-            flushes=[
-                self._inference.flush,
-                metrics.feed.flush,
-                self._look_after_jobs,
-                self._complaints.flush,
-            ],
-            timed=self._jobs.timed if self._jobs is not None else (),
-            watchdog=config.server.watchdog_s or None,
-            held_bytes=lambda held: setattr(core, "external_bytes", held),
-            turn_times=metrics.feed.turns,
-            on_fault=self._on_fault,
-        )
+        self._dispatcher = self._make_dispatcher(offered)
         self._hosting = Hosting(
             config,
-            catalogue=catalogue,
+            catalogue=self._catalogue,
             runner=self._runner,
             vitals=self._vitals,
-            intake=intake,
+            intake=self._intake,
             dispatcher=self._dispatcher,
             on_failed_start=self._on_failed_start,
             tracer=self._tracing.tracer,
         )
-        bound = self._listen(catalogue, board)
-        self.addresses = {place.name: address for place, address in zip(places, bound, strict=True)}
-        self._tracing.start()
-        self._dispatcher.start()
-        self._hosting.start()
-        if metrics.address:
-            self.addresses["prometheus"] = metrics.address
-        _log.info("listening", wire=self.wire_name, **self.addresses)
-        if config.server.wire == "auto" and self.wire_name != "native":
-            _log.warning("slow_front_end", because="forebay-native is not installed, so gRPC is served by grpc.aio")
+        self._runner.listen(self._instances_changed)
+        self._runner.listen_for_devices(self._device_lost)
 
-    def _listen(self, catalogue: Catalogue, board: HealthBoard) -> list[str]:
-        """Starts what may fail to: the job store, the exporters of metrics, the front end."""
+    def _make_intake(self) -> Intake:
+        server = self._config.server
+        rooms = [server.public, server.operator, server.probe]
+        return Intake(
+            self._catalogue,
+            self._runner.core,
+            clock=self._clock,
+            default_deadline=server.default_deadline_s,
+            max_deadline=server.max_deadline_s,
+            trusted=[exposure.trusted for exposure in rooms if exposure is not None],
+            tenant_key=server.tenant_key,
+            events=self._metrics.feed.events,
+        )
+
+    def _make_services(self, health: Service) -> list[Service]:
+        """All services in the order of their methods, and the rules of their health."""
+        config, metrics = self._config, self._metrics
+        self._inference = InferenceService(
+            self._intake,
+            self._outbox,
+            stream_window=config.limits.stream_window,
+            max_send_bytes=wire_limits(config).max_send_bytes,
+            complaints=self._complaints,
+            tracer=self._tracing.tracer,
+        )
+        inference = self._inference.service()
+        accounts = Accounts(self._runner.core.figures, self._costs, metrics.statistics, self._clock)
+        models = ModelService(self._catalogue, accounts, self._figures, self._calls, refresh=metrics.feed.absorb)
+        offered = [inference, self._seen(models.service()), health]
+        if config.jobs.store:
+            self._jobs = self._make_jobs()
+            offered.append(self._seen(self._jobs.service))
+        if config.server.reflection:
+            reflection = ReflectionService([service.name for service in offered], self._calls)
+            offered += map(self._lesser, reflection.services())
+        self._vitals = Vitals(
+            self._board,
+            services=[service.name for service in offered if service is not inference],
+            inference=[inference.name],
+            startup_models=Hosting.names_of(config.models),
+        )
+        return offered
+
+    def _make_jobs(self) -> Jobs:
+        return Jobs(
+            self._config,
+            limits=wire_limits(self._config),
+            catalogue=self._catalogue,
+            runner=self._runner,
+            intake=self._intake,
+            outbox=self._calls,
+            complaints=self._complaints,
+            post=self._post,
+            tracing=self._tracing,
+            clock=self._clock,
+        )
+
+    def _make_wire(self, offered: list[Service]) -> Wire:
+        limits = wire_limits(self._config)
+        return open_wire(
+            self._config.server.wire,
+            WireConfig(
+                methods=[endpoint.method for endpoint in endpoints_of(offered)],
+                exposures=self._exposures,
+                refusals=refusals(max_receive_bytes=limits.max_receive_bytes, max_send_bytes=limits.max_send_bytes),
+                limits=limits,
+            ),
+        )
+
+    def _make_dispatcher(self, offered: list[Service]) -> Dispatcher:
+        feed, core = self._metrics.feed, self._runner.core
+        return Dispatcher(
+            wire=self._wire,
+            runner=self._runner,
+            endpoints=endpoints_of(offered),
+            outbox=self._outbox,
+            flushes=[self._inference.flush, feed.flush, self._look_after_jobs, self._complaints.flush],
+            timed=self._jobs.timed if self._jobs is not None else (),
+            watchdog=self._config.server.watchdog_s or None,
+            held_bytes=lambda held: setattr(core, "external_bytes", held),
+            turn_times=feed.turns,
+            on_fault=self._on_fault,
+        )
+
+    def _listen(self) -> dict[str, str]:
+        """Starts what may fail to: the job store, the exporters of metrics, the front end. Gives where that listens."""
         if self._jobs is not None:
             self._jobs.start()
         try:
             self._metrics.start(
                 wire=self._wire,
                 dispatcher=self._dispatcher,
-                catalogue=catalogue,
-                board=board,
+                catalogue=self._catalogue,
+                board=self._board,
                 inference=self._inference,
                 jobs=self._jobs,
                 spans=self._tracing.figures,
             )
-            return self._wire.start()
+            bound = self._wire.start()
         except BaseException:
             self._metrics.close()
             if self._jobs is not None:
                 self._jobs.close()
             raise
+        return {exposure.name: address for exposure, address in zip(self._exposures, bound, strict=True)}
 
     def _seen(self, service: Service) -> Service:
         """The same service, with its calls counted and, if there is tracing, with spans."""
         return self._calls.watched(service, self._metrics, *filter(None, [self._tracing.calls]))
+
+    def _lesser(self, service: Service) -> Service:
+        """The same service, with its calls counted: nobody wants spans of these."""
+        return self._calls.watched(service, self._metrics)
 
     @property
     def start_failure(self) -> str:
@@ -253,11 +273,14 @@ class Server:
         """
         self._wire.renew_certificates()
 
+    def _costs(self, key: ModelKey) -> list[Point]:
+        return self._hosting.costs[key].points()
+
     def _figures(self) -> ServerFigures:
         core = self._runner.core
         return ServerFigures(
             started=self._started,
-            uptime=time.monotonic() - self._began,
+            uptime=self._clock() - self._began,
             release=RELEASE,
             front_end=self.wire_name,
             draining=self._vitals.draining,
