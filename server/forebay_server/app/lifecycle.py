@@ -1,8 +1,10 @@
 """The process: signals, readiness, drain, and the exit code. `serve` is what the command calls."""
 
+import contextlib
 import gc
 import os
 import signal
+import socket
 import sys
 import threading
 from types import FrameType
@@ -21,7 +23,6 @@ EXIT_FAILED = 1
 EXIT_FAULT = 70
 EXIT_DEVICE = 72
 
-SIGNAL_POLL = 0.25  # seconds; of two signals at once the kernel may give one to a thread that does not wake this one
 GARBAGE = (20_000, 50, 100)
 """Thresholds of the collector of cycles. Requests and jobs make none, but with thousands in flight it walks them
 again and again: with the defaults a job costs the dispatcher 22 us instead of 18 while a backlog is worked off."""
@@ -54,8 +55,39 @@ def serve(config: Config) -> int:
         writer.close()
 
 
+class Stop:
+    """That the server is to end. The main thread waits for it, in the kernel and without looking again and again.
+
+    `threading.Event` would not do: of two signals at once the kernel may give one to a thread that does not wake the
+    main one, where alone Python handles signals. Their number is written to a socket whoever gets them.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waits, self._wakes = socket.socketpair()
+        self._wakes.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
+
+    def set(self) -> None:
+        """Says so. From any thread, and from handlers of signals."""
+        self._set = True
+        with contextlib.suppress(OSError):  # full: it wakes up anyway; closed: nobody waits
+            self._wakes.send(b"\0")
+
+    def wait(self) -> None:
+        """Waits until somebody has said so. In the main thread."""
+        while not self._set:
+            self._waits.recv(4096)
+
+    def close(self) -> None:
+        """Leaves signals as they were. In the main thread."""
+        signal.set_wakeup_fd(self._before)
+        self._waits.close()
+        self._wakes.close()
+
+
 def _serve(config: Config, writer: LineWriter) -> int:
-    stop = threading.Event()
+    stop = Stop()
     received: list[int] = []
     lost: list[str] = []
 
@@ -88,8 +120,7 @@ def _serve(config: Config, writer: LineWriter) -> int:
         except StoreNotOpened as error:
             _say(str(error), writer)
             return EXIT_FAILED
-        while not stop.wait(SIGNAL_POLL):
-            pass
+        stop.wait()
         if lost and not received:
             _log.error("draining", device_lost=lost[0])
             left = server.drain()
@@ -108,6 +139,7 @@ def _serve(config: Config, writer: LineWriter) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        stop.close()
 
 
 def _say(sentence: str, writer: LineWriter) -> None:
