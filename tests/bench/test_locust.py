@@ -9,7 +9,8 @@ import pytest
 from bench import server
 from examples.digits import train
 from forebay_client import Client
-from tests.e2e.conftest import Process, eventually
+from tests.serving import Process
+from tests.waiting import eventually
 
 LOCUST = server.ROOT / "build" / "locust" / "bin" / "locust"
 NAMES = {"Predict", "StreamPredict", "Submit and Result"}

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,18 +14,11 @@ import pytest
 from forebay.v1 import inference_service_pb2_grpc
 from tests.chaos.audited import answer
 from tests.chaos.oracle import MODEL, Oracle, request_of, value_of
-from tests.e2e.conftest import NATIVE, eventually
+from tests.serving import NATIVE
+from tests.waiting import eventually, free_port
 
 MAX_ATTEMPTS = 5
 CHAOS = Path(__file__).parent
-
-
-def free_port() -> int:
-    """A port that nobody listens on now. The server under test comes back on it after each of its deaths."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Victim:
@@ -36,7 +28,7 @@ class Victim:
         self.folder = folder
         self.store = store
         self.wire = wire
-        self.address = f"127.0.0.1:{free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"  # it comes back there after each of its deaths
         self.audit = folder / "audit"
         self.audit.touch()
         self.skew = folder / "skew"

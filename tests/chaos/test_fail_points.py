@@ -14,8 +14,8 @@ from forebay.v1 import job_pb2
 from forebay_server.jobs.failpoints import NAMES
 from forebay_server.jobs.payloads import LARGE
 from tests.chaos.audited import SLOW
-from tests.e2e.conftest import eventually
 from tests.server.jobs.webhooks.conftest import Receiver
+from tests.waiting import eventually
 
 FILES = ("payload.", "purge.file")
 """Places that only a store with files has."""

@@ -11,7 +11,8 @@ from forebay.v1 import job_pb2, job_service_pb2
 from forebay_server.jobs.store import SUSPECT_CRASHES
 from tests.chaos.audited import DEADLY
 from tests.chaos.conftest import MAX_ATTEMPTS
-from tests.e2e.conftest import eventually, unpack
+from tests.serving import unpack
+from tests.waiting import eventually
 
 
 def kill_at_random(victim, oracle, cycles: int, seed: int) -> None:

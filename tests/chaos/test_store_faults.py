@@ -12,7 +12,8 @@ import pytest
 from forebay.v1 import job_service_pb2
 from tests.chaos.conftest import MAX_ATTEMPTS, UnaryTraffic
 from tests.chaos.oracle import request_of
-from tests.e2e.conftest import details_of, eventually
+from tests.serving import details_of
+from tests.waiting import eventually
 
 BALLAST = 64 << 10
 

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from forebay_client import AsyncClient, Client, ModelNotFound
 from forebay_server.app.server import Server
 from forebay_server.config.tree import Config, ExposureConfig, ServerConfig, TelemetryConfig, TracingConfig
-from tests.e2e.conftest import row, synthetic
+from tests.serving import row, synthetic
 from tests.tracing.conftest import GrpcReceiver
 
 PREDICT = "forebay.v1.InferenceService/Predict"

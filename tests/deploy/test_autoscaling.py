@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from tests.deploy.conftest import KUBERNETES
-from tests.e2e.conftest import eventually
+from tests.waiting import eventually
 
 POD = 'instance=~".+"'  # stands for the labels that only a cluster's Prometheus has
 

@@ -16,7 +16,8 @@ from forebay_client import Client
 from forebay_server.config.load import load
 from tests.deploy.conftest import REPOSITORY
 from tests.deploy.image import image_of, stages_of
-from tests.e2e.conftest import NATIVE, eventually
+from tests.serving import NATIVE
+from tests.waiting import eventually
 
 IMAGE = REPOSITORY / "deploy" / "image"
 DOCKERFILE = IMAGE / "Dockerfile"

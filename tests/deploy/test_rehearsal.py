@@ -10,8 +10,9 @@ import pytest
 from tests.deploy.conftest import REPOSITORY
 from tests.deploy.image import image_of
 from tests.deploy.kubelet import Pod, Service
-from tests.e2e.conftest import NATIVE, Caller, eventually, row
 from tests.envoy.test_balancer import Load
+from tests.serving import NATIVE, Caller, row
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(not NATIVE, reason="the image runs the native front end")]
 

@@ -34,6 +34,7 @@ import pytest
 
 from examples.digits import train
 from forebay_client import Client, ForebayError
+from tests.waiting import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 PROMETHEUS = REPOSITORY / "build" / "prometheus" / "bin" / "prometheus"
@@ -75,7 +76,7 @@ class Script:
     def __init__(self, page: Path, folder: Path, cache: Path) -> None:
         self._page = page
         self._folder = folder
-        self._ports = {port: _free_port() for port in ("8500", "8501", "8080", "9901", "4317", "9464", "9090")}
+        self._ports = {port: free_port() for port in ("8500", "8501", "8080", "9901", "4317", "9464", "9090")}
         self._server: subprocess.Popen[str] | None = None
         self._beside: list[subprocess.Popen[str]] = []
         self._log = folder / ".server.log"
@@ -226,13 +227,6 @@ def _go(variable: str) -> str:
     if shutil.which("go") is None:
         return ""
     return subprocess.run(["go", "env", variable], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 from forebay.v1 import inference_pb2, tensor_pb2
 from forebay_client import Client
 from forebay_server.config.tree import BatchingConfig, BucketsConfig, EngineConfig, ModelConfig
-from tests.e2e.conftest import array_of, request_of, row, synthetic
+from tests.serving import array_of, request_of, row, synthetic
 
 CALLERS = 16
 CALLS = 60

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from bench.faults import BAD
-from tests.e2e.conftest import FRONT_ENDS, array_of, eventually, row
+from tests.serving import FRONT_ENDS, array_of, row
+from tests.waiting import eventually
 
 REPOSITORY = Path(__file__).parents[2]
 CALLERS = 8

@@ -8,7 +8,7 @@ import pytest
 
 from forebay_client import Client
 from tests.clients.surfaces import AsyncSurface, SyncSurface
-from tests.e2e.conftest import FRONT_ENDS
+from tests.serving import FRONT_ENDS
 
 pytestmark = pytest.mark.parametrize("front_end", FRONT_ENDS[:1], indirect=True)  # it is the client that is tested
 

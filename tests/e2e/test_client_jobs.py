@@ -17,7 +17,8 @@ from forebay_client import Client, JobState
 from forebay_server.cli import main
 from forebay_server.config.tree import BatchingConfig, ExposureConfig, JobsConfig
 from tests.clients.surfaces import AsyncSurface, SyncSurface
-from tests.e2e.conftest import eventually, row, synthetic
+from tests.serving import row, synthetic
+from tests.waiting import eventually
 
 BOTH = pytest.mark.parametrize("via", ["jobs", "stream"])
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from forebay.v1 import inference_pb2
-from tests.e2e.conftest import array_of, details_of, eventually, request_of, row
-from tests.wire.conftest import Authority
+from tests.certificates import Authority
+from tests.serving import array_of, details_of, request_of, row
+from tests.waiting import eventually
 
 Code = grpc.StatusCode
 

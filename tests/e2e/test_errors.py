@@ -20,7 +20,8 @@ from forebay_server.config.tree import (
     ModelConfig,
     TenantConfig,
 )
-from tests.e2e.conftest import details_of, eventually, request_of, row, synthetic
+from tests.serving import details_of, request_of, row, synthetic
+from tests.waiting import eventually
 
 Code = grpc.StatusCode
 

@@ -11,7 +11,8 @@ from grpc_health.v1 import health_pb2
 from forebay.v1 import inference_pb2
 from forebay_client import Client, Health
 from forebay_server.config.tree import BatchingConfig
-from tests.e2e.conftest import array_of, details_of, eventually, request_of, row, synthetic
+from tests.serving import array_of, details_of, request_of, row, synthetic
+from tests.waiting import eventually
 
 Status = health_pb2.HealthCheckResponse
 GATHER = BatchingConfig(max_batch_size=64, max_delay_ms=30, check_rows=False)

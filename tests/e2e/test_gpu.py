@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from forebay_server.config.tree import BatchingConfig, EngineConfig, ModelConfig
-from tests.e2e.conftest import array_of, details_of, eventually, request_of, row, synthetic
 from tests.server.engines.gpu import fake_engine
 from tests.server.engines.gpu.computations import ENDLESS, ILLEGAL
 from tests.server.engines.gpu.fake_engine import COMPUTATIONS, DEVICES
+from tests.serving import array_of, details_of, request_of, row, synthetic
+from tests.waiting import eventually
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 60.0

@@ -18,7 +18,8 @@ from forebay_server.config.tree import (
     LimitsConfig,
     ModelConfig,
 )
-from tests.e2e.conftest import FRONT_ENDS, NATIVE, array_of, details_of, eventually, request_of, row, synthetic, unpack
+from tests.serving import FRONT_ENDS, NATIVE, array_of, details_of, request_of, row, synthetic, unpack
+from tests.waiting import eventually
 
 Code = grpc.StatusCode
 any_front_end = pytest.mark.parametrize("front_end", FRONT_ENDS[:1] if NATIVE else FRONT_ENDS[1:], indirect=True)

@@ -17,13 +17,14 @@ import pytest
 
 from forebay.v1 import inference_pb2
 from forebay_server.config.tree import BatchingConfig
-from tests.e2e.conftest import array_of, eventually, request_of, row, synthetic
+from tests.serving import array_of, request_of, row, synthetic
+from tests.waiting import eventually
 
 CALLER = """
     import sys, threading, time
     import grpc, numpy as np
     from forebay.v1 import inference_pb2
-    from tests.e2e.conftest import Caller, request_of, row
+    from tests.serving import Caller, request_of, row
 
     caller = Caller(sys.argv[1])
     item = inference_pb2.StreamItem(id=1, request=request_of("synthetic", row(1)))

@@ -18,7 +18,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from forebay.v1 import inference_pb2, tensor_pb2
 from forebay_client import Client, ForebayError
-from tests.e2e.conftest import eventually, request_of, row
+from tests.serving import request_of, row
+from tests.waiting import eventually
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"

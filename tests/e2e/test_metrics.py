@@ -23,7 +23,8 @@ from forebay_server.config.tree import (
     WebhooksConfig,
 )
 from forebay_server.telemetry.names import METRICS
-from tests.e2e.conftest import eventually, request_of, row, synthetic
+from tests.serving import request_of, row, synthetic
+from tests.waiting import eventually
 
 SCRAPED = TelemetryConfig(prometheus=PrometheusConfig(address="127.0.0.1:0"))
 KNOWN = {name for metric in METRICS for name in (metric.prometheus, metric.family)}

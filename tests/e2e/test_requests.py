@@ -18,8 +18,9 @@ from forebay_server.config.tree import (
     TenantConfig,
     TlsConfig,
 )
-from tests.e2e.conftest import array_of, details_of, eventually, request_of, row, synthetic
-from tests.wire.conftest import Authority
+from tests.certificates import Authority
+from tests.serving import array_of, details_of, request_of, row, synthetic
+from tests.waiting import eventually
 
 ONE = BatchingConfig(max_batch_size=1, check_rows=False)
 LOCAL = "127.0.0.1:0"

@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2
 
 from forebay_server.cli import main
 from forebay_server.config.tree import ExposureConfig, ModelConfig
-from tests.e2e.conftest import synthetic
+from tests.serving import synthetic
 
 BUF = Path(__file__).parents[2] / "build/gen-venv/bin/buf"
 LOCAL = "127.0.0.1:0"

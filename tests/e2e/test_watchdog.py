@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.conftest import row
+from tests.serving import row
 
 CODE = (
     "import time\nfrom forebay_server.engines.python import model\n"

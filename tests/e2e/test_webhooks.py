@@ -10,10 +10,11 @@ from standardwebhooks import Webhook as Verifier
 
 from forebay.v1 import job_pb2
 from forebay_server.config.tree import JobsConfig, WebhooksConfig
-from tests.e2e.conftest import eventually, request_of, row, synthetic
 from tests.e2e.test_jobs import SUCCEEDED, Jobs, any_front_end, refused
 from tests.e2e.test_starts import failed
 from tests.server.jobs.webhooks.conftest import Receiver
+from tests.serving import request_of, row, synthetic
+from tests.waiting import eventually
 
 KEY = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 Code = grpc.StatusCode

@@ -22,7 +22,8 @@ import yaml
 
 from forebay_server.app.server import Server
 from forebay_server.config.tree import Config, ExposureConfig, LimitsConfig, ModelConfig, ServerConfig
-from tests.e2e.conftest import Caller, Process, eventually
+from tests.serving import Caller, Process
+from tests.waiting import eventually
 from tools.transcoding import descriptor_set
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "envoy"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from forebay.v1 import inference_pb2, job_service_pb2
-from tests.e2e.conftest import array_of, eventually, request_of, row, synthetic
+from tests.serving import array_of, request_of, row, synthetic
+from tests.waiting import eventually
 
 Code = grpc.StatusCode
 

@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.e2e.conftest import synthetic
 from tests.envoy.conftest import listener
+from tests.serving import synthetic
 
 CHROMIUM = shutil.which("chromium")
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -8,9 +8,9 @@ import pytest
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
+from tests.certificates import Authority
 from tests.envoy.conftest import DEPLOYED, PLACE, clusters, listener, tree, virtual_host
 from tests.envoy.test_gateway import Issuer
-from tests.wire.conftest import Authority
 from tools.transcoding import descriptor_set
 
 CONFIGURATIONS = ["sidecar.yaml", "balancer.yaml", "gateway.yaml"]

@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from forebay.v1 import job_service_pb2
 from forebay_server.config.tree import JobsConfig
-from tests.e2e.conftest import Caller, eventually, request_of, row, synthetic
+from tests.certificates import Authority
 from tests.envoy.conftest import place, tree
-from tests.wire.conftest import Authority
+from tests.serving import Caller, request_of, row, synthetic
+from tests.waiting import eventually
 
 Code = grpc.StatusCode
 

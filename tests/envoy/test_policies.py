@@ -10,8 +10,9 @@ import pytest
 
 from forebay.v1 import inference_pb2, job_service_pb2, model_service_pb2
 from forebay_server.config.tree import BatchingConfig
-from tests.e2e.conftest import array_of, details_of, eventually, request_of, row, synthetic
 from tests.envoy.conftest import clusters, virtual_host
+from tests.serving import array_of, details_of, request_of, row, synthetic
+from tests.waiting import eventually
 
 Code = grpc.StatusCode
 MODEL = model_service_pb2.GetStatisticsRequest(model="model")

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from forebay_server.config.tree import BatchingConfig, JobsConfig
-from tests.e2e.conftest import synthetic
+from tests.serving import synthetic
 
 INPUT = {"name": "x", "dataType": "DATA_TYPE_FP32", "shape": [1, 4], "numbers": [5.1, 3.5, 1.4, 0.2]}
 PREDICT = "/v1/models/model:predict"

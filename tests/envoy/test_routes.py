@@ -7,8 +7,9 @@ import grpc
 import numpy as np
 
 from forebay.v1 import model_service_pb2
-from tests.e2e.conftest import array_of, eventually, request_of, row, synthetic
 from tests.envoy.conftest import route_of
+from tests.serving import array_of, request_of, row, synthetic
+from tests.waiting import eventually
 
 PREDICT = "/forebay.v1.InferenceService/Predict"
 STREAM = "/forebay.v1.InferenceService/StreamPredict"

@@ -7,7 +7,8 @@ import numpy as np
 
 from forebay.v1 import inference_pb2, job_service_pb2, model_service_pb2
 from forebay_server.config.tree import JobsConfig
-from tests.e2e.conftest import array_of, details_of, eventually, request_of, row, synthetic
+from tests.serving import array_of, details_of, request_of, row, synthetic
+from tests.waiting import eventually
 
 Code = grpc.StatusCode
 

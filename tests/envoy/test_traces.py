@@ -6,9 +6,10 @@ import grpc
 import pytest
 
 from forebay_server.config.tree import TelemetryConfig, TracingConfig
-from tests.e2e.conftest import eventually, request_of, row, synthetic
 from tests.envoy.conftest import clusters, endpoint, listener
+from tests.serving import request_of, row, synthetic
 from tests.tracing.conftest import PARENT, PARENT_SPAN, GrpcReceiver, traceparent
+from tests.waiting import eventually
 
 PREDICT = "forebay.v1.InferenceService/Predict"
 REST = "/v1/models/model:predict"

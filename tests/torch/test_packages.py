@@ -15,9 +15,9 @@ from forebay_server.engines.torch import TorchEngine, profile
 from forebay_server.errors import ConfigError
 from forebay_server.models.loader import EngineSettings, load
 from forebay_server.tensors import DataType
-from tests.e2e.conftest import eventually
 from tests.torch.conftest import ROWS
 from tests.torch.models import Mixed
+from tests.waiting import eventually
 
 
 def arrays_of(tensors):

@@ -25,7 +25,8 @@ from forebay_server.config.tree import (
     TelemetryConfig,
     TracingConfig,
 )
-from tests.e2e.conftest import Caller, Process, eventually
+from tests.serving import Caller, Process
+from tests.waiting import eventually
 
 NATIVE = importlib.util.find_spec("forebay_native") is not None
 

@@ -12,9 +12,9 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from forebay_server.config.tree import MetricsConfig
-from tests.chaos.conftest import free_port
-from tests.e2e.conftest import eventually, row, synthetic
+from tests.serving import row, synthetic
 from tests.tracing.conftest import PARENT, PARENT_SPAN, spans_of, traceparent
+from tests.waiting import eventually, free_port
 
 pytestmark = [
     pytest.mark.long,  # building it takes minutes the first time

@@ -5,8 +5,9 @@ import pytest
 
 from forebay_server.config.tree import BatchingConfig
 from forebay_server.errors import ConfigError
-from tests.e2e.conftest import eventually, request_of, row, synthetic
+from tests.serving import request_of, row, synthetic
 from tests.tracing.conftest import PARENT, traceparent
+from tests.waiting import eventually
 
 PREDICT = "forebay.v1.InferenceService/Predict"
 UNSAMPLED = "22222222222222222222222222222222"

@@ -9,8 +9,9 @@ import pytest
 
 from forebay.v1 import job_pb2, job_service_pb2
 from forebay_server.config.tree import JobsConfig, WebhooksConfig
-from tests.e2e.conftest import eventually, request_of, row, synthetic
+from tests.serving import request_of, row, synthetic
 from tests.tracing.conftest import PARENT, PARENT_SPAN, traceparent
+from tests.waiting import eventually
 
 SUBMIT = "forebay.v1.JobService/Submit"
 SAMPLED = (("traceparent", traceparent()),)

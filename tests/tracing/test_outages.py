@@ -6,8 +6,9 @@ import time
 import psutil
 import pytest
 
-from tests.e2e.conftest import eventually, row, synthetic
+from tests.serving import row, synthetic
 from tests.tracing.conftest import GrpcReceiver
+from tests.waiting import eventually
 
 PREDICT = "forebay.v1.InferenceService/Predict"
 

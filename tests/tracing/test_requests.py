@@ -8,7 +8,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from forebay.v1 import inference_pb2
 from forebay_server.config.tree import BatchingConfig, PrometheusConfig
-from tests.e2e.conftest import FRONT_ENDS, request_of, row, synthetic
+from tests.serving import FRONT_ENDS, request_of, row, synthetic
 from tests.tracing.conftest import PARENT, PARENT_SPAN, traceparent
 
 PREDICT = "forebay.v1.InferenceService/Predict"

@@ -3,7 +3,7 @@
 import pytest
 
 from forebay.v1 import inference_pb2, tensor_pb2
-from tests.e2e.conftest import request_of, row, synthetic
+from tests.serving import request_of, row, synthetic
 from tests.tracing.conftest import traceparent
 
 CANARY = "canary-5up3r-53cr37"

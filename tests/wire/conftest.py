@@ -1,30 +1,16 @@
-"""The scripted server of the wire suite, its clients (grpcio, and HTTP/2 by hand), and certificates.
+"""The scripted server of the wire suite, and its clients: grpcio, and HTTP/2 by hand.
 
 Each test runs once for each adapter. After each, the server must be as it was before: no call open, no byte held.
 """
 
-import contextlib
-import datetime as dt
 import importlib.util
-import ipaddress
 import socket
 import ssl
-import struct
 import threading
-import time
 from pathlib import Path
 
 import grpc
-import h2.config
-import h2.connection
-import h2.events
-import h2.exceptions
-import h2.settings
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from forebay_server.wire.choose import open_wire
 from forebay_server.wire.port import (
@@ -46,8 +32,10 @@ from forebay_server.wire.port import (
     Tls,
     WireConfig,
 )
+from tests.certificates import Authority
+from tests.waiting import PATIENCE, eventually
+from tests.wire.http2 import SERVICE, RawClient
 
-SERVICE = "/wire.test.Test/"
 METHODS = [
     # Answers with the request.
     Method(path=SERVICE + "Echo", kind=MethodKind.UNARY),
@@ -80,16 +68,6 @@ REFUSALS = Refusals(
     draining=Failure(14, "refusal: draining"),
     compressed=Failure(12, "refusal: compressed"),
 )
-
-PATIENCE = 10.0  # seconds that anything may take on a busy machine
-
-
-def eventually(condition, what, patience=PATIENCE):
-    """Waits until a condition holds."""
-    until = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < until, f"not in {patience} s: {what}"
-        time.sleep(0.005)
 
 
 class Server:
@@ -174,10 +152,6 @@ class Server:
         found = self.of(kind, method, call)
         assert arrived, f"{len(found)} of {count} events of kind {kind}; all: {self.events[-20:]}"
         return found
-
-    def wait_full(self, call):
-        with self._changed:
-            assert self._changed.wait_for(lambda: call in self.full, PATIENCE), "not reported as full"
 
     def kinds(self, call):
         """The kinds of all events of a call, in order."""
@@ -309,129 +283,6 @@ def wait_until():
     return eventually
 
 
-# --- HTTP/2 by hand --------------------------------------------------------------------------------------------------
-
-
-class RawClient:
-    """An HTTP/2 client that does what it is told; nothing that it sends is validated."""
-
-    def __init__(self, sock, *, window=None):
-        self.sock = sock
-        config = h2.config.H2Configuration(
-            validate_outbound_headers=False,
-            normalize_outbound_headers=False,
-            validate_inbound_headers=False,
-            header_encoding="utf-8",
-        )
-        self.h2 = h2.connection.H2Connection(config)
-        if window is not None:
-            initial = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window}
-            self.h2.local_settings = h2.settings.Settings(client=True, initial_values=initial)
-        self.h2.initiate_connection()
-        self.events = []
-        self.unread = {}
-        self.closed = False
-        self.flush()
-
-    def flush(self):
-        self.sock.sendall(self.h2.data_to_send())
-
-    def request(self, method, *extra, end=False, content_type="application/grpc"):
-        """Sends the headers of a call, and returns its stream id."""
-        stream = self.h2.get_next_available_stream_id()
-        headers = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", method if method.startswith("/") else SERVICE + method),
-            (":authority", "test"),
-            ("content-type", content_type),
-            ("te", "trailers"),
-            *extra,
-        ]
-        self.h2.send_headers(stream, headers, end_stream=end)
-        self.flush()
-        return stream
-
-    @staticmethod
-    def frame(body, *, flag=0, length=None):
-        """A gRPC message with its prefix."""
-        return struct.pack(">BI", flag, len(body) if length is None else length) + body
-
-    def data(self, stream, data, *, end=False):
-        self.h2.send_data(stream, data, end_stream=end)
-        self.flush()
-
-    def pump(self, timeout=0.05):
-        """Reads what is there; returns the new events."""
-        self.sock.settimeout(timeout)
-        try:
-            data = self.sock.recv(1 << 16)
-        except TimeoutError:
-            return []
-        except OSError:
-            data = b""
-        if not data:
-            self.closed = True
-            return []
-        try:
-            events = self.h2.receive_data(data)
-        except h2.exceptions.ProtocolError:
-            self.closed = True
-            return []
-        self.events.extend(events)
-        for event in events:
-            if isinstance(event, h2.events.DataReceived) and event.flow_controlled_length:
-                self.unread[event.stream_id] = self.unread.get(event.stream_id, 0) + event.flow_controlled_length
-        with contextlib.suppress(OSError):
-            self.flush()
-        return events
-
-    def read_on(self, stream):
-        """Reads what comes, and gives the windows back; says whether the stream has ended."""
-        self.pump()
-        with contextlib.suppress(h2.exceptions.ProtocolError, OSError):
-            while self.unread:
-                self.h2.acknowledge_received_data(*reversed(self.unread.popitem()))
-            self.flush()
-        return self.closed or self.ended(stream)
-
-    def received(self, stream):
-        return b"".join(event.data for event in self.of(h2.events.DataReceived, stream))
-
-    def until(self, condition, patience=PATIENCE):
-        """Reads until a condition on this client holds, or the connection is closed."""
-        until = time.monotonic() + patience
-        while not condition(self) and not self.closed:
-            assert time.monotonic() < until, f"nothing of the kind in {patience} s: {self.events}"
-            self.pump()
-
-    def of(self, kind, stream=None):
-        return [
-            event for event in self.events if isinstance(event, kind) and (stream is None or event.stream_id == stream)
-        ]
-
-    def ended(self, stream):
-        return bool(self.of(h2.events.StreamEnded, stream) or self.of(h2.events.StreamReset, stream))
-
-    def status(self, stream):
-        """Waits for the end of a call; returns its grpc-status, or None if it was reset or cut off without one."""
-        self.until(lambda client: client.ended(stream))
-        for event in self.of(h2.events.ResponseReceived, stream) + self.of(h2.events.TrailersReceived, stream):
-            for key, value in event.headers:
-                if key == "grpc-status":
-                    return int(value)
-        return None
-
-    def echo(self, body=b"good"):
-        """A good call."""
-        stream = self.request("Echo")
-        self.data(stream, self.frame(body), end=True)
-        return self.status(stream)
-
-    def close(self):
-        self.sock.close()
-
-
 @pytest.fixture
 def raw(server):
     """Opens HTTP/2 connections by hand: `raw()`, or `raw(other_server)`."""
@@ -445,69 +296,6 @@ def raw(server):
     yield connect
     for client in clients:
         client.close()
-
-
-# --- certificates ----------------------------------------------------------------------------------------------------
-
-
-class Authority:
-    """A certificate authority for tests, whose files lie in one folder."""
-
-    def __init__(self, folder, name="test CA"):
-        self.folder = Path(folder)
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.certificate = self._sign(self.name, self.key, ca=True, names=())
-        self.ca_path = self._write("ca", self.certificate.public_bytes(serialization.Encoding.PEM))
-
-    def _write(self, name, data):
-        path = self.folder / f"{name}.pem"
-        path.write_bytes(data)
-        return str(path)
-
-    def _sign(self, subject, key, *, ca, names):
-        now = dt.datetime.now(dt.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self.name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(hours=1))
-            .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        )
-        if not ca:
-            usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self.key, hashes.SHA256())
-
-    def issue(self, name, *, uris=(), dns=("localhost",), file=None):
-        """Makes a certificate and its key, and returns the paths; `file` writes over another's."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        names = [
-            *(x509.DNSName(item) for item in dns),
-            *(x509.UniformResourceIdentifier(item) for item in uris),
-            x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-        ]
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(subject, key, ca=False, names=names)
-        pem = serialization.Encoding.PEM
-        plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        return (
-            self._write(file or name, certificate.public_bytes(pem)),
-            self._write((file or name) + "-key", key.private_bytes(pem, *plain)),
-        )
-
-    @staticmethod
-    def encrypt(path):
-        """Puts a password on a key."""
-        key = serialization.load_pem_private_key(Path(path).read_bytes(), None)
-        locked = serialization.BestAvailableEncryption(b"password")
-        form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-        Path(path).write_bytes(key.private_bytes(*form, locked))
 
 
 @pytest.fixture

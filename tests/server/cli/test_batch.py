@@ -17,6 +17,7 @@ from forebay_server.cli.batch import _digest
 from forebay_server.cli.journal import Chunk, Journal
 from tests.clients.job_service import QUEUE_FULL, UNAVAILABLE
 from tests.clients.service import REJECTED
+from tests.waiting import eventually
 
 BOTH = pytest.mark.parametrize("via", ["jobs", "stream"])
 
@@ -132,7 +133,7 @@ def test_an_interrupted_run_goes_on(send, server, tmp_path):
     run = subprocess.Popen(
         [*command(server), "--rows", "2", "--in-flight", "1"], env=environment(), stderr=subprocess.PIPE, text=True
     )
-    until(lambda: len(server.jobs.submits) >= before + 3)
+    eventually(lambda: len(server.jobs.submits) >= before + 3)
     run.kill()
     run.communicate()
     handed_over = len(server.jobs.jobs)
@@ -249,7 +250,7 @@ def test_ctrl_c_says_how_to_go_on(send, server, tmp_path):
     run = subprocess.Popen(
         [*command(server, "slow"), "--rows", "2"], env=environment(), stderr=subprocess.PIPE, text=True
     )
-    until(lambda: len(server.jobs.jobs) == 2)
+    eventually(lambda: len(server.jobs.jobs) == 2)
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=20)
 
@@ -269,13 +270,6 @@ def command(server, model="double", output="y.npy"):
 
 def environment():
     return {name: value for name, value in os.environ.items() if not name.startswith("FOREBAY_")}
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen"
-        time.sleep(0.005)
 
 
 @BOTH
@@ -299,7 +293,7 @@ def test_killed_at_random_and_started_again(send, server, tmp_path, via, kills):
     for _ in range(kills):
         before, least = progress(), chance.randrange(80)
         run = subprocess.Popen([*command(server), *options], env=environment(), stderr=subprocess.PIPE, text=True)
-        until(lambda: progress() > before + least or run.poll() is not None)  # noqa: B023  # called in this turn
+        eventually(lambda: progress() > before + least or run.poll() is not None)  # noqa: B023  # called in this turn
         time.sleep(chance.uniform(0, 0.01))
         run.kill()
         run.communicate()

@@ -34,7 +34,6 @@ class Side:
         self.at_once = at_once
         self.requests = []
         self.running = {}
-        self.bulk = 0
 
     def step(self, step, now):
         return getattr(self, step[0])(*step[1:], now=now), self.seen()

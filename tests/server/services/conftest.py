@@ -10,7 +10,7 @@ import pytest
 from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.config.tree import ModelConfig
-from forebay_server.scheduling.request import Batch, Part, Reason, Request, State
+from forebay_server.scheduling.request import Batch, Part, Reason, State
 from forebay_server.services.inference import InferenceService
 from forebay_server.services.intake import Intake
 from forebay_server.tensors import FREE, DataType, ModelSpec, TensorSpec
@@ -257,9 +257,3 @@ def request_for():
         return message
 
     return make
-
-
-@pytest.fixture
-def plain_request():
-    """A request of the scheduler that belongs to nobody."""
-    return Request(SimpleNamespace(key=("m", 1)), 1, 4, 200.0, [b"1234"], arrival=100.0)

@@ -31,7 +31,6 @@ FAKE = fake_builder.module(Machine(None), lean=True)
 
 CLASSES = [name for name, made in vars(FAKE).items() if inspect.isclass(made) and not issubclass(made, enum.Enum)]
 ENUMS = [name for name, made in vars(FAKE).items() if inspect.isclass(made) and issubclass(made, enum.Enum)]
-ERROR_RECORDER = "error_recorder"
 
 
 def methods(made):

@@ -26,7 +26,7 @@ from forebay_server.jobs.store import (
     Undelivered,
     Webhook,
 )
-from tests.wire.conftest import Authority
+from tests.certificates import Authority
 
 PATIENCE = 10.0  # seconds that anything may take on a busy machine
 

@@ -12,8 +12,8 @@ import pytest
 from forebay_server.errors import ConfigError
 from forebay_server.jobs.webhooks.targets import parse
 from forebay_server.jobs.webhooks.transport import MAX_ANSWER, Answer, Transport, Undeliverable
+from tests.certificates import Authority
 from tests.server.jobs.webhooks.conftest import PATIENCE, RawReceiver, Receiver, until
-from tests.wire.conftest import Authority
 
 LOOPBACK = ip_address("127.0.0.1")
 LIMIT = 0.4  # seconds for those messages that are to run into it
