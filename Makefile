@@ -41,14 +41,16 @@ ifneq ($(CARGO),)
 	$(CARGO) test --quiet --locked --manifest-path bench/loadgen/Cargo.toml
 endif
 
+##@ Further tests
+
 TORCH := build/torch-venv
 
 .PHONY: test-torch
-test-torch: env $(TORCH)/.installed ## The torch engine with the real torch on the CPU, in an environment of its own
+test-torch: env $(TORCH)/.installed ## Test the torch engine with the real torch on the CPU, in an environment of its own
 	$(TORCH)/bin/python -m pytest --timeout 600 $(PYTEST) tests/torch "tests/docs/test_pages.py::test_what_a_page_says_can_be_done[torch.md]"
 
 .PHONY: test-long
-test-long: env ## Soak, faults and fuzzing (an hour or so)
+test-long: env ## Soak, inject faults and fuzz (an hour or so)
 	$(BIN)/python -m pytest -m long --timeout 3600 $(PYTEST)
 ifneq ($(CARGO),)
 	PROPTEST_CASES=100000 $(CARGO) test --quiet --release --locked --manifest-path $(NATIVE) --test framing --test headers
@@ -111,6 +113,11 @@ $(PROMETHEUS)/promtool:
 	  dpkg --fsys-tarfile prometheus_*.deb | tar -x --directory bin --strip-components=3 --wildcards '*bin/prometheus' '*bin/promtool'; \
 	else echo "no prometheus here: its tests are left out"; fi
 
+.PHONY: browser
+browser: ## Install Debian's Chromium, for the tests that call from a page in a browser
+	command -v chromium >/dev/null || { $(SUDO) apt-get update -qq && \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
+
 ##@ The contract
 
 .PHONY: gen
@@ -154,12 +161,12 @@ types: env ## mypy, strict
 	$(BIN)/mypy
 	MYPYPATH=gen/python:server:clients/python $(BIN)/mypy tests/clients/typing_examples.py
 
-.PHONY: docs
-docs: env ## Write docs/configuration.md, docs/modules.md, the table of docs/metrics.md, and the dashboards from their sources
-	$(BIN)/forebay config --markdown > docs/configuration.md
-	$(BIN)/python tools/modules_page.py
-	$(BIN)/python tools/metrics_page.py
-	$(BIN)/python tools/dashboards.py
+.PHONY: native-check
+native-check: env ## rustfmt, clippy and tests of the native front end; licences and duplicates of its crates
+	cargo fmt --manifest-path $(NATIVE) --check
+	cargo clippy --manifest-path $(NATIVE) --locked --all-targets --quiet -- -D warnings
+	cargo test --manifest-path $(NATIVE) --locked --quiet
+	$(BIN)/python tools/check_crates.py $(NATIVE)
 
 .PHONY: go-check
 go-check: env ## The Go code compiles, vets, and passes its tests against the server
@@ -183,6 +190,20 @@ check: PYTEST += --hypothesis-seed=0# new examples are for those who can look at
 check: gen-check lint types $(if $(CARGO),native-check,) go-check dist test test-torch ## All that CI does
 	$(MAKE) demo
 	$(MAKE) demo DEMO="--wire grpc.aio"
+
+##@ Documentation
+
+.PHONY: docs
+docs: env ## Write docs/configuration.md, docs/modules.md, the table of docs/metrics.md, and the dashboards from their sources
+	$(BIN)/forebay config --markdown > docs/configuration.md
+	$(BIN)/python tools/modules_page.py
+	$(BIN)/python tools/metrics_page.py
+	$(BIN)/python tools/dashboards.py
+
+.PHONY: pictures
+pictures: env prometheus ## Draw the pictures in docs/images from real runs
+	$(BIN)/python -m bench.top_picture
+	$(BIN)/python -m bench.metrics_pictures
 
 ##@ Deployment
 
@@ -247,11 +268,6 @@ up: $(if $(filter development,$(PROFILE)),build/demo/digits.onnx,) ## Start the 
 down: ## Stop it; volumes stay
 	$(need_compose)
 	$(COMPOSE) down
-
-.PHONY: browser
-browser: ## Install Debian's Chromium, for the tests that call from a page in a browser
-	command -v chromium >/dev/null || { $(SUDO) apt-get update -qq && \
-	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
 
 ##@ Releases
 
@@ -335,18 +351,6 @@ gpu-check: ## Check the GPU engines on this machine with what PYTHON has, instal
 bench-standing: env ## Measure what a start and idling cost (three minutes, a quiet machine), and write it into docs/deployment.md
 	$(BIN)/python -m bench.standing --write
 
-.PHONY: pictures
-pictures: env prometheus ## Draw the pictures in docs/images from real runs
-	$(BIN)/python -m bench.top_picture
-	$(BIN)/python -m bench.metrics_pictures
-
-.PHONY: native-check
-native-check: env ## The native front end: rustfmt, clippy, its own tests, licences and duplicates of its crates
-	cargo fmt --manifest-path $(NATIVE) --check
-	cargo clippy --manifest-path $(NATIVE) --locked --all-targets --quiet -- -D warnings
-	cargo test --manifest-path $(NATIVE) --locked --quiet
-	$(BIN)/python tools/check_crates.py $(NATIVE)
-
 .PHONY: help
-help: ## This list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help:
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
