@@ -1,11 +1,16 @@
-"""Fixtures for everyone: ONNX models made on the spot."""
+"""Fixtures for everyone: ONNX models made on the spot, and the commands in this process."""
 
+import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from forebay_server.cli import main
 
 pytest_plugins = ["tests.nvml", "tests.postgres"]
 
@@ -100,3 +105,26 @@ class OnnxModels:
 def onnx_models(tmp_path) -> OnnxModels:
     """Makes ONNX files in the test's own folder."""
     return OnnxModels(tmp_path)
+
+
+class Ended(NamedTuple):
+    """How a command has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def forebay(capsys, monkeypatch) -> Callable[..., Ended]:
+    """Runs a command in this process. No variable of the machine's own is seen."""
+    for variable in list(os.environ):
+        if variable.startswith("FOREBAY_"):
+            monkeypatch.delenv(variable)
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Ended(code, *capsys.readouterr())
+
+    return run

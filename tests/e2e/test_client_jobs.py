@@ -158,9 +158,8 @@ def test_a_batch_outlives_everybody(immortal, tmp_path, monkeypatch, via):
     rows = np.arange(6000, dtype=np.float32).reshape(1500, 4)
     rows[700, 0] = 13
     np.save("x.npy", rows)
-    program = "import sys; from forebay_server.cli import main; sys.exit(main())"
     options = ["--address", address, "--via", via, "--rows", "4", "--in-flight", "16"]
-    arguments = [sys.executable, "-c", program, "batch", "slow", "x.npy", "-o", "y.npz", *options]
+    arguments = [sys.executable, "-m", "forebay_server", "batch", "slow", "x.npy", "-o", "y.npz", *options]
     chance = random.Random(via)
     for _ in range(2):
         run = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
@@ -187,16 +186,12 @@ def test_a_batch_outlives_everybody(immortal, tmp_path, monkeypatch, via):
         np.testing.assert_array_equal(written["y"], expected)
 
 
-def test_the_commands(serve, tmp_path, capsys, monkeypatch):
+def test_the_commands(serve, forebay, tmp_path, monkeypatch):
     """As they are pasted from the documentation."""
     server = serve(synthetic("double", scale=2.0), jobs=JobsConfig(store=str(tmp_path / "jobs.db")))
     monkeypatch.setenv("FOREBAY_ADDRESS", server.addresses["public"])
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", row(3, rows=2))
-
-    def forebay(*arguments):
-        capsys.readouterr()
-        return main(list(arguments)), *capsys.readouterr()
 
     code, job, _ = forebay("submit", "double", "x.npy", "--request-id", "key")
     assert (code, len(job.strip())) == (0, 32)
@@ -207,8 +202,9 @@ def test_the_commands(serve, tmp_path, capsys, monkeypatch):
     assert json.loads(forebay("submit", "double", "x.npy", "--wait")[1])["rows"] == 2
 
 
-def test_a_server_without_jobs_says_so(serve, capsys):
+def test_a_server_without_jobs_says_so(serve, forebay):
     """Whatever front end it has."""
     server = serve(synthetic("double"))
-    assert main(["jobs", "--address", server.addresses["public"]]) == 1
-    assert capsys.readouterr().err == "forebay: the server keeps no jobs; start it with --jobs\n"
+    ended = forebay("jobs", "--address", server.addresses["public"])
+
+    assert ended == (1, "", "forebay: the server keeps no jobs; start it with --jobs\n")

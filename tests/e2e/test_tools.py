@@ -11,24 +11,11 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 
-from forebay_server.cli import main
 from forebay_server.config.tree import ExposureConfig, ModelConfig
 from tests.serving import synthetic
 
 BUF = Path(__file__).parents[2] / "build/gen-venv/bin/buf"
 LOCAL = "127.0.0.1:0"
-
-
-@pytest.fixture
-def forebay(capsys):
-    """Runs a command in this process; gives its exit code, stdout and stderr."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize("command", ["predict", "stream"])

@@ -264,8 +264,7 @@ def test_ctrl_c_says_how_to_go_on(send, server, tmp_path):
 
 
 def command(server, model="double", output="y.npy"):
-    program = "import sys; from forebay_server.cli import main; sys.exit(main())"
-    return [sys.executable, "-c", program, "batch", "--address", server.address, model, "x.npy", "-o", output]
+    return [sys.executable, "-m", "forebay_server", "batch", "--address", server.address, model, "x.npy", "-o", output]
 
 
 def environment():

@@ -14,7 +14,7 @@ from forebay_server.cli import guard, root
 def run(*arguments, **environment):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FOREBAY_")}
     return subprocess.run(
-        [sys.executable, "-c", "import sys; from forebay_server.cli import main; sys.exit(main())", *arguments],
+        [sys.executable, "-m", "forebay_server", *arguments],
         env={**kept, **environment},
         capture_output=True,
         text=True,
@@ -69,9 +69,8 @@ def test_the_version_is_told():
 
 def test_a_reader_that_goes_away_is_no_fault():
     """`forebay config | head -1`."""
-    program = "import sys; from forebay_server.cli import main; sys.exit(main())"
     with subprocess.Popen(
-        [sys.executable, "-c", program, "config"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        [sys.executable, "-m", "forebay_server", "config"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     ) as process:
         process.stdout.close()
         errors = process.stderr.read()
@@ -82,10 +81,9 @@ def test_a_reader_that_goes_away_is_no_fault():
 def test_control_c_is_quiet(server, tmp_path):
     """Code 130, whatever the command was doing."""
     (tmp_path / "x.csv").write_text("1,2\n")
-    program = "import sys; from forebay_server.cli import main; sys.exit(main())"
     arguments = ["predict", "--model", "slow", "--input", str(tmp_path / "x.csv"), "--address", server.address]
     with subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "forebay_server", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         end = time.monotonic() + 30
         while len(server.log.requests) < 2 and time.monotonic() < end:
