@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -27,6 +28,8 @@ GARBAGE = (20_000, 50, 100)
 """Thresholds of the collector of cycles. Requests and jobs make none, but with thousands in flight it walks them
 again and again: with the defaults a job costs the dispatcher 22 us instead of 18 while a backlog is worked off."""
 
+OTHER_FILES = 512  # beside connections: models, libraries, the job store, logs
+
 _log = structlog.get_logger(__name__)
 
 
@@ -50,9 +53,27 @@ def serve(config: Config) -> int:
     writer = configure_logging(config.log)
     gc.set_threshold(*GARBAGE)
     try:
+        allow_files(config)
         return _serve(config, writer)
     finally:
         writer.close()
+
+
+def allow_files(config: Config) -> None:
+    """Raises the process's soft limit on open files to what the connections may need, as far as the hard one lets it.
+
+    Shells and service managers often begin at 1,024, for the sake of programs that call `select`; nothing here does.
+    """
+    exposures = [config.server.public, config.server.operator, config.server.probe]
+    most = config.limits.max_connections
+    wanted = most * sum(exposure is not None for exposure in exposures) + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    if soft != resource.RLIM_INFINITY and soft < most + OTHER_FILES:
+        _log.warning("few_open_files", limit=soft, max_connections=most)
 
 
 class Stop:

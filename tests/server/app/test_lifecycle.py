@@ -1,6 +1,9 @@
-"""What the main thread of `forebay serve` waits for. Signals of whole processes are in tests/e2e/test_drain.py."""
+"""What the process of `forebay serve` is given, and waits for. Its signals are in tests/e2e/test_drain.py."""
 
+import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -56,3 +59,35 @@ def test_a_late_word_harms_nobody():
     made = Stop()
     made.close()
     made.set()
+
+
+LIMITED = """
+import resource, sys
+from forebay_server.app.lifecycle import allow_files
+from forebay_server.config.tree import Config, ExposureConfig, LimitsConfig, ServerConfig
+
+soft, hard, connections = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+server = ServerConfig(probe=ExposureConfig(address="127.0.0.1:0"))
+allow_files(Config(server=server, limits=LimitsConfig(max_connections=connections)))
+print([resource.getrlimit(resource.RLIMIT_NOFILE)], flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "connections", "found", "warned"),
+    [
+        (256, 8192, 1000, 2512, False),  # 1,000 for each of two exposures
+        (256, 2048, 1000, 2048, False),
+        (256, 1024, 1000, 1024, True),
+        (4096, 8192, 100, 4096, False),
+    ],
+)
+def test_as_many_files_as_connections_may_need(soft, hard, connections, found, warned):
+    """No more than the hard limit, never less than before; a word if that is too few for one exposure."""
+    command = [sys.executable, "-c", LIMITED, str(soft), str(hard), str(connections)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    *log, last = ended.stdout.splitlines()
+
+    assert json.loads(last.replace("(", "[").replace(")", "]")) == [[found, hard]]
+    assert any("few_open_files" in line for line in log) == warned
