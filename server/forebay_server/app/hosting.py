@@ -117,6 +117,8 @@ class Hosting:
             _log.exception("loader_failed")
             self.failure = f"a model could not be loaded: {type(fault).__name__}: {fault}"
         self.settled.set()
+        if not self.failure and not self._stopping.is_set():
+            _log.info("serving", models=len(self._models))
         if self.failure and self._on_failed_start is not None:
             self._on_failed_start(self.failure)
 
@@ -139,6 +141,7 @@ class Hosting:
 
     def _load_one(self, model: ModelConfig, served: Served) -> bool:
         spans = LoadSpans(self._tracer, served.name, served.version)
+        _log.info("model_loading", name=served.name, version=served.version, path=model.path)
 
         def progress(state: ModelState, words: str) -> None:
             spans.step(state)
