@@ -286,7 +286,7 @@ def _check_grpcio() -> None:
     if version < _LEAST_GRPCIO:
         raise ConfigError(
             f"grpcio {grpc.__version__} is too old for the grpc.aio front end: install 1.84 or newer, "
-            "since older ones buffer messages that are over the limit."
+            "since older ones buffer messages that are over the limit"
         )
 
 
@@ -296,8 +296,7 @@ def _is_port(text: str) -> bool:
 
 def _cannot_listen(exposure: Exposure) -> ConfigError:
     return ConfigError(
-        f"The address {exposure.address} of the exposure '{exposure.name}' can't be listened on: "
-        "is another server running there?"
+        f"exposure {exposure.name}: can't listen on {exposure.address}: is another process listening there?"
     )
 
 
@@ -311,7 +310,9 @@ def _clear_unix_path(exposure: Exposure) -> None:
     except OSError as exc:
         raise _cannot_listen(exposure) from exc
     if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"The exposure '{exposure.name}' can't listen on {path}: it is not a socket.")
+        raise ConfigError(
+            f"exposure {exposure.name}: can't listen on {exposure.address}: the file there is not a socket"
+        )
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
         try:
             probe.connect(str(path))

@@ -57,14 +57,12 @@ def _load(tls: Tls) -> grpc.ServerCertificateConfiguration:
     try:
         context.load_cert_chain(tls.certificate, tls.key, password=_no_password)
     except (ssl.SSLError, ValueError) as exc:
-        raise ConfigError(
-            f"The certificate {tls.certificate} and the key {tls.key} can't be used together: {_reason(exc)}."
-        ) from exc
+        raise ConfigError(f"{tls.certificate} and {tls.key} can't be used together: {_reason(exc)}") from exc
     if tls.client_ca is not None:
         try:
             context.load_verify_locations(tls.client_ca)
         except (ssl.SSLError, ValueError) as exc:
-            raise ConfigError(f"The client CAs {tls.client_ca} can't be used: {_reason(exc)}.") from exc
+            raise ConfigError(f"{tls.client_ca}: not a CA certificate: {_reason(exc)}") from exc
     return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
 
 
@@ -72,11 +70,11 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as exc:
-        raise ConfigError(f"The file {path} can't be read: {exc.strerror}.") from exc
+        raise ConfigError(f"{path}: can't be read: {exc.strerror}") from exc
 
 
 def _no_password() -> str:
-    raise ConfigError("Encrypted private keys are not supported: decrypt the key, and protect its file instead.")
+    raise ConfigError("encrypted private keys are not supported: decrypt the key, and protect its file instead")
 
 
 def _reason(exc: Exception) -> str:

@@ -24,7 +24,7 @@ def open_wire(choice: Choice, config: WireConfig) -> Wire:
         except ImportError as exc:
             if choice == "native":
                 raise ConfigError(
-                    "The native front end is not installed: install forebay-native, or set the wire to grpc.aio."
+                    "the native front end is not installed: install forebay-native, or set server.wire to grpc.aio"
                 ) from exc
         else:
             from forebay_server.wire.native import NativeWire  # noqa: PLC0415  # as above
