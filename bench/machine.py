@@ -2,11 +2,12 @@
 
 import importlib.metadata
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from bench import host
 
 PACKAGES = ("forebay", "forebay-native", "grpcio", "numpy", "onnxruntime", "protobuf")
 
@@ -14,15 +15,15 @@ PACKAGES = ("forebay", "forebay-native", "grpcio", "numpy", "onnxruntime", "prot
 def describe() -> dict[str, Any]:
     """What a reader must know of the machine to judge the figures."""
     return {
-        "cpu": _cpu(),
+        "cpu": host.cpu(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "threads": psutil.cpu_count(),
-        "usable_threads": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "usable_threads": host.usable_threads(),
+        "memory_gib": host.memory_gib(),
         "virtual": _virtual(),
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "kernel": f"{platform.system()} {platform.release().partition('-')[0]}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "kernel": host.kernel(),
+        "python": host.python(),
         "packages": {name: _version(name) for name in PACKAGES},
         "load_average": round(os.getloadavg()[0], 2),
     }
@@ -37,13 +38,6 @@ def sentence(machine: dict[str, Any]) -> str:
         f"{machine['memory_gib']} GiB, {machine['kernel']}, {machine['python']}; {packages}; "
         f"load average at the start {machine['load_average']}"
     )
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _virtual() -> bool:

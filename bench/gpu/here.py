@@ -4,11 +4,11 @@ No host names and no paths.
 """
 
 import importlib.metadata
-import os
-import platform
 import subprocess
-from pathlib import Path
+import sys
 from typing import Any, Final
+
+from bench import host
 
 PACKAGES: Final = (
     "forebay", "forebay-native", "torch", "triton", "onnxruntime-gpu", "onnxruntime", "onnx", "tensorrt-cu13-bindings",
@@ -35,11 +35,11 @@ def describe(path: list[str]) -> dict[str, Any]:
     """
     return {
         "gpus": gpus(),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "kernel": f"{platform.system()} {platform.release().partition('-')[0]}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "cpu": host.cpu(),
+        "cores": host.usable_threads(),
+        "memory_gib": host.memory_gib(),
+        "kernel": host.kernel(),
+        "python": host.python(),
         "packages": {name: version for name in PACKAGES if (version := _version(name, path))},
     }
 
@@ -71,23 +71,7 @@ def sentence(described: dict[str, Any]) -> str:
     )
 
 
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.machine()
-
-
 def _version(package: str, path: list[str]) -> str:
-    for found in importlib.metadata.distributions(name=package, path=[*path, *_searched()]):
+    for found in importlib.metadata.distributions(name=package, path=[*path, *sys.path]):
         return found.version
     return ""
-
-
-def _searched() -> list[str]:
-    import sys  # noqa: PLC0415  # its path is wanted as it is now
-
-    return sys.path
