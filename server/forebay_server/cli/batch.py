@@ -34,13 +34,20 @@ if TYPE_CHECKING:
     help="Where the results go: .npz, .npy, .json or .csv.",
 )
 @click.option("--via", type=click.Choice(["jobs", "stream"]), default="jobs", show_default=True, help="How rows go.")
-@click.option("--rows", "size", default=32, show_default=True, type=click.IntRange(1), help="Rows in a request.")
 @click.option(
-    "--in-flight", default=64, show_default=True, type=click.IntRange(1, 1024), help="Requests at a time, at most."
+    "--rows", "size", default=32, show_default=True, type=click.IntRange(1), metavar="N", help="Rows in a request."
+)
+@click.option(
+    "--in-flight",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Requests at a time, at most.",
 )
 @click.option("--version", default="", metavar="VERSION", help="A number or a label. [the default]")
-@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
-@click.option("--deadline", default=600.0, show_default=True, help="Seconds for each request of a stream.")
+@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True, help="Among jobs.")
+@click.option("--deadline", default=600.0, show_default=True, metavar="SECONDS", help="For each request of a stream.")
 @click.option("--restart", is_flag=True, help="Start over, whatever an earlier run has done.")
 @client_options
 def batch(
@@ -57,10 +64,10 @@ def batch(
     restart: bool,
     **connection: Unpack[Connection],
 ) -> None:
-    """Send all rows of files to a model, and write the results when all are there.
+    """Send all rows of large files to a model.
 
-    If it is interrupted, the same command goes on where it was. FILE.journal, beside the output, has what is done; the
-    output appears when it is complete. Rows without a result are told in FILE.failures.jsonl.
+    The results are written when all are there. If it is interrupted, the same command goes on where it was:
+    FILE.journal, beside the output, has what is done. Rows without a result are told in FILE.failures.jsonl.
 
     \b
       forebay batch digits images.npy -o labels.npz

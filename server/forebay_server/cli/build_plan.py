@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 @click.command("build-plan")
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The plan. [MODEL.plan]")
-@click.option("--device", default=0, show_default=True, type=click.IntRange(0), help="The GPU to build on, and for.")
-@click.option("--max-batch-size", type=click.IntRange(1), help="The most rows in a batch. [the model's, else 128]")
+@click.option(
+    "--device", default=0, show_default=True, type=click.IntRange(0), metavar="N", help="The GPU to build on, and for."
+)
+@click.option(
+    "--max-batch-size", type=click.IntRange(1), metavar="ROWS", help="The most in a batch. [the model's, else 128]"
+)
 @click.option(
     "--bucket",
     "buckets",
@@ -28,10 +32,14 @@ if TYPE_CHECKING:
     metavar="INPUT=SHAPE",
     help="A shape that requests are padded up to, without the batch: ids=128, image=3x224x224. Repeatable.",
 )
-@click.option("--best-rows", type=click.IntRange(1), help="The batch to be fastest at. [the largest]")
+@click.option("--best-rows", type=click.IntRange(1), metavar="ROWS", help="The batch to be fastest at. [the largest]")
 @click.option("--profiles", type=click.Choice(["bucket", "one"]), help="One for each bucket, or one in all. [bucket]")
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="How long to search for fast kernels. [3]")
-@click.option("--workspace-mib", type=click.IntRange(1), help="Memory of a layer beside its tensors. [all]")
+@click.option(
+    "--optimization-level", type=click.IntRange(0, 5), metavar="0..5", help="How long to search for fast kernels. [3]"
+)
+@click.option(
+    "--workspace-mib", type=click.IntRange(1), metavar="MIB", help="Memory of a layer beside its tensors. [all]"
+)
 @click.option("--version-compatible", is_flag=True, default=None, help="For TensorRT's lean runtime.")
 @click.option("--hardware", type=click.Choice(["same", "ampere+"]), help="Which GPUs can run it. [same]")
 @click.option("--tf32", is_flag=True, default=None, help="FP32 products may be rounded to TF32: faster, less exact.")

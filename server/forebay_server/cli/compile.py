@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where it is to run. [where it was exported]")
 @click.option(
-    "--max-batch", type=click.IntRange(1), help="The most rows in a batch. [what it was exported for, else 128]"
+    "--max-batch",
+    type=click.IntRange(1),
+    metavar="ROWS",
+    help="The most in a batch. [what it was exported for, else 128]",
 )
 @click.option("--outputs", default="", metavar="NAMES", help="Names of the outputs, comma-separated. [the program's]")
 def compile_(program: Path, output: Path, device: str | None, max_batch: int | None, outputs: str) -> None:

@@ -7,9 +7,10 @@ import click
 @click.option("--markdown", "as_page", is_flag=True, help="As the page docs/configuration.md.")
 @click.argument("prefix", default="")
 def config(prefix: str, *, as_page: bool) -> None:
-    """List the settings: what each means, what it may hold, its default and its variable.
+    """List the settings and what each means.
 
-    PREFIX, such as `server` or `models.N.batching`, shows only what begins with it.
+    Each has its default, what it may hold, and its environment variable. PREFIX, such as `server` or
+    `models.N.batching`, shows only what begins with it.
     """
     from forebay_server.config import documentation
 

@@ -37,6 +37,7 @@ def client_options(command: CommandT) -> CommandT:
         click.option(
             "--tenant",
             default="",
+            metavar="NAME",
             envvar="FOREBAY_TENANT",
             show_envvar=True,
             help="Who calls, for servers that believe it.",
@@ -48,6 +49,7 @@ def client_options(command: CommandT) -> CommandT:
         click.option("--tls", is_flag=True, help="Use TLS; implied by the other --tls options."),
         click.option(
             "--address",
+            metavar="ADDRESS",
             default=ADDRESS,
             show_default=True,
             envvar="FOREBAY_ADDRESS",

@@ -10,12 +10,20 @@ from forebay_server.cli.guard import FAILED
 
 @click.command()
 @click.argument("service", default="")
-@click.option("--deadline", default=5.0, show_default=True, type=click.FloatRange(0, min_open=True), help="In seconds.")
+@click.option(
+    "--deadline",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="For the answer.",
+)
 @client_options
 def health(service: str, deadline: float, **connection: Unpack[Connection]) -> int:
-    """Ask whether a server is healthy: exit code 0 if it is, else 1.
+    """Ask whether a server is healthy.
 
-    SERVICE is the full name of a gRPC service, or `model/NAME` for one model; without it, the server as a whole.
+    The exit code is 0 if it is, else 1. SERVICE is the full name of a gRPC service, or `model/NAME` for one model;
+    without it, the server as a whole.
     """
     with connect(connection) as client:
         state = client.health(service, deadline=deadline)

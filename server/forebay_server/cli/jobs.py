@@ -44,7 +44,7 @@ def keeps_jobs() -> Iterator[None]:
 @click.argument("model")
 @click.argument("inputs", nargs=-1, required=True, metavar="[NAME=]FILE...")
 @click.option("--version", default="", metavar="VERSION", help="A number or a label. [the default]")
-@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
+@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True, help="Among jobs.")
 @click.option("--request-id", metavar="KEY", help="The idempotency key: the same one gives the same job. [random]")
 @click.option("--expire-after", type=float, metavar="SECONDS", help="The result is of no use later. [never]")
 @click.option("--ttl", type=float, metavar="SECONDS", help="How long the result is kept. [the server's default]")
@@ -134,7 +134,10 @@ def result(job: str, output: str, *, wait: bool, **connection: Unpack[Connection
 @click.argument("job", metavar="ID")
 @client_options
 def watch(job: str, **connection: Unpack[Connection]) -> int:
-    """Print a job's state now and at each change, until it has finished; the exit code says whether it succeeded."""
+    """Print a job's state now and at each change.
+
+    It ends when the job has finished, with exit code 0 if it succeeded, else 1.
+    """
     with connect(connection) as client, keeps_jobs():
         found = client.job(job)
         for found in client.watch(job):
@@ -164,7 +167,9 @@ def cancel(job: str, **connection: Unpack[Connection]) -> None:
     help="Only jobs in this state; repeat it for more. Those that were given up are `failed`.",
 )
 @click.option("--model", default="", metavar="NAME", help="Only jobs of this model.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="The most jobs shown.")
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(1), metavar="N", help="The most jobs shown."
+)
 @click.option("--json", "as_json", is_flag=True, help="An object on each line instead of a table.")
 @client_options
 def jobs(states: tuple[str, ...], model: str, limit: int, *, as_json: bool, **connection: Unpack[Connection]) -> None:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command the options that both commands have."""
     for option in (
-        click.option("--deadline", default=30.0, show_default=True, help="Seconds for each request."),
+        click.option("--deadline", default=30.0, show_default=True, metavar="SECONDS", help="For each request."),
         click.option(
+            "-o",
             "--output",
             default="-",
             metavar="FILE",
@@ -47,8 +48,12 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @request_options
-@click.option("--batch-rows", default=32, show_default=True, type=click.IntRange(1), help="Rows in a request.")
-@click.option("--concurrency", default=8, show_default=True, type=click.IntRange(1), help="Requests at a time.")
+@click.option(
+    "--batch-rows", default=32, show_default=True, type=click.IntRange(1), metavar="N", help="Rows in a request."
+)
+@click.option(
+    "--concurrency", default=8, show_default=True, type=click.IntRange(1), metavar="N", help="Requests at a time."
+)
 @client_options
 def predict(
     model: str,
@@ -89,9 +94,20 @@ def predict(
 
 @click.command()
 @request_options
-@click.option("--batch-rows", default=1, show_default=True, type=click.IntRange(1), help="Rows in an item.")
-@click.option("--items-per-message", default=32, show_default=True, type=click.IntRange(1, 1024), help="At most.")
-@click.option("--window", default=256, show_default=True, type=click.IntRange(1), help="Items in flight.")
+@click.option(
+    "--batch-rows", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Rows in an item."
+)
+@click.option(
+    "--items-per-message",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Items in a message, at most.",
+)
+@click.option(
+    "--window", default=256, show_default=True, type=click.IntRange(1), metavar="N", help="Items in flight, at most."
+)
 @client_options
 def stream(
     model: str,

@@ -18,7 +18,7 @@ GRACE: Final = 60.0  # seconds that it may take beyond the recording
 
 
 @click.command()
-@click.option("--pid", required=True, type=click.IntRange(1), help="The server's process id.")
+@click.option("--pid", required=True, type=click.IntRange(1), metavar="PID", help="The server's process id.")
 @click.option(
     "-o",
     "--output",
@@ -27,8 +27,12 @@ GRACE: Final = 60.0  # seconds that it may take beyond the recording
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Where to: .svg is a flame graph for the browser, .json for speedscope.app, .txt plain stacks.",
 )
-@click.option("--seconds", default=5, show_default=True, type=click.IntRange(1, 3600), help="For how long.")
-@click.option("--rate", default=100, show_default=True, type=click.IntRange(1, 1000), help="Samples a second.")
+@click.option(
+    "--seconds", default=5, show_default=True, type=click.IntRange(1, 3600), metavar="N", help="For how long."
+)
+@click.option(
+    "--rate", default=100, show_default=True, type=click.IntRange(1, 1000), metavar="N", help="Samples a second."
+)
 @click.option("--gil", is_flag=True, help="Only threads that hold the GIL: what keeps the dispatcher waiting.")
 @click.option("--native", is_flag=True, help="Also frames of C, C++ and Rust: engines and the front end. Slower.")
 @click.option("--open", "show", is_flag=True, help="Open the file in the browser.")

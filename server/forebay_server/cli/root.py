@@ -5,25 +5,34 @@ from typing import Final
 
 import click
 
-COMMANDS: Final = {
-    "serve": "forebay_server.cli.serve:serve",
-    "check": "forebay_server.cli.check:check",
-    "compile": "forebay_server.cli.compile:compile_",
-    "config": "forebay_server.cli.config:config",
-    "build-plan": "forebay_server.cli.build_plan:build_plan",
-    "predict": "forebay_server.cli.predict:predict",
-    "stream": "forebay_server.cli.predict:stream",
-    "batch": "forebay_server.cli.batch:batch",
-    "submit": "forebay_server.cli.jobs:submit",
-    "result": "forebay_server.cli.jobs:result",
-    "watch": "forebay_server.cli.jobs:watch",
-    "cancel": "forebay_server.cli.jobs:cancel",
-    "jobs": "forebay_server.cli.jobs:jobs",
-    "models": "forebay_server.cli.models:models",
-    "top": "forebay_server.cli.top:top",
-    "profile": "forebay_server.cli.profile:profile",
-    "health": "forebay_server.cli.health:health",
+GROUPS: Final = {
+    "Serve models": {
+        "serve": "forebay_server.cli.serve:serve",
+        "check": "forebay_server.cli.check:check",
+        "config": "forebay_server.cli.config:config",
+        "compile": "forebay_server.cli.compile:compile_",
+        "build-plan": "forebay_server.cli.build_plan:build_plan",
+    },
+    "Call them": {
+        "predict": "forebay_server.cli.predict:predict",
+        "stream": "forebay_server.cli.predict:stream",
+        "batch": "forebay_server.cli.batch:batch",
+    },
+    "Hand over jobs": {
+        "submit": "forebay_server.cli.jobs:submit",
+        "result": "forebay_server.cli.jobs:result",
+        "watch": "forebay_server.cli.jobs:watch",
+        "cancel": "forebay_server.cli.jobs:cancel",
+        "jobs": "forebay_server.cli.jobs:jobs",
+    },
+    "Look at a server": {
+        "models": "forebay_server.cli.models:models",
+        "health": "forebay_server.cli.health:health",
+        "top": "forebay_server.cli.top:top",
+        "profile": "forebay_server.cli.profile:profile",
+    },
 }
+COMMANDS: Final = {name: place for group in GROUPS.values() for name, place in group.items()}
 
 
 class Commands(click.Group):
@@ -41,6 +50,20 @@ class Commands(click.Group):
         module, _, name = place.partition(":")
         command = getattr(import_module(module), name)
         return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The part of the help page that lists them, in their groups."""
+        width = max(map(len, COMMANDS))
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                commands = ((name, self.get_command(ctx, name)) for name in group)
+                formatter.write_dl(
+                    [
+                        (name.ljust(width), command.get_short_help_str(formatter.width))
+                        for name, command in commands
+                        if command is not None
+                    ]
+                )
 
 
 def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001  # click's signature

@@ -31,15 +31,17 @@ PIPE_SIZE: Final = (120, 24)  # columns and lines where the output is no termina
     default=1.0,
     show_default=True,
     type=click.FloatRange(0.1, 3600),
-    help="Seconds between questions to the server.",
+    metavar="SECONDS",
+    help="Between questions to the server.",
 )
 @click.option("--once", is_flag=True, help="Show one interval, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each interval; times are in seconds.")
 @client_options
 def top(interval: float, once: bool, as_json: bool, **connection: Unpack[Connection]) -> int:  # noqa: FBT001  # click's way
-    """Watch a server: requests, latencies, batches, queues, engines, jobs.
+    """Watch what a server does, live.
 
-    Rates are those of the last interval; latencies, batches and reasons those of the last 10 seconds. Ctrl-C ends it.
+    Requests, latencies, batches, queues, engines, jobs. Rates are those of the last interval; latencies, batches and
+    reasons those of the last 10 seconds. Ctrl-C ends it.
 
     \b
       forebay top
