@@ -14,6 +14,7 @@ from forebay_server.cli.connection import Connection, client_options, connect, f
 from forebay_server.cli.guard import Failed
 from forebay_server.cli.jobs import PRIORITIES, keeps_jobs
 from forebay_server.cli.progress import progress
+from forebay_server.cli.values import SECONDS
 from forebay_server.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 )
 @click.option("--version", default="", metavar="VERSION", help="A number or a label. [the default]")
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True, help="Among jobs.")
-@click.option("--deadline", default=600.0, show_default=True, metavar="SECONDS", help="For each request of a stream.")
+@click.option("--deadline", default=600.0, show_default=True, type=SECONDS, help="For each request of a stream.")
 @click.option("--restart", is_flag=True, help="Start over, whatever an earlier run has done.")
 @client_options
 def batch(
@@ -78,8 +79,6 @@ def batch(
     from forebay_server.cli.results import check_place
     from forebay_server.cli.rows import read_rows
 
-    if not 0 < deadline < float("inf"):
-        raise ConfigError(f"--deadline is a positive number of seconds, not {deadline:g}")
     check_place(str(output))
     journal = Journal(output.with_name(f"{output.name}.journal"))
     if restart:

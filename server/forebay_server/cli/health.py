@@ -6,18 +6,12 @@ import click
 
 from forebay_server.cli.connection import Connection, client_options, connect
 from forebay_server.cli.guard import FAILED
+from forebay_server.cli.values import SECONDS
 
 
 @click.command()
 @click.argument("service", default="")
-@click.option(
-    "--deadline",
-    default=5.0,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    help="For the answer.",
-)
+@click.option("--deadline", default=5.0, show_default=True, type=SECONDS, help="For the answer.")
 @client_options
 def health(service: str, deadline: float, **connection: Unpack[Connection]) -> int:
     """Ask whether a server is healthy.

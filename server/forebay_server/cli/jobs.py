@@ -10,6 +10,7 @@ import click
 from forebay_server.cli import display
 from forebay_server.cli.connection import Connection, client_options, connect, find_model
 from forebay_server.cli.guard import FAILED, Failed
+from forebay_server.cli.values import SECONDS
 from forebay_server.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def keeps_jobs() -> Iterator[None]:
 @click.option("--version", default="", metavar="VERSION", help="A number or a label. [the default]")
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True, help="Among jobs.")
 @click.option("--request-id", metavar="KEY", help="The idempotency key: the same one gives the same job. [random]")
-@click.option("--expire-after", type=float, metavar="SECONDS", help="The result is of no use later. [never]")
-@click.option("--ttl", type=float, metavar="SECONDS", help="How long the result is kept. [the server's default]")
+@click.option("--expire-after", type=SECONDS, help="The result is of no use later. [never]")
+@click.option("--ttl", type=SECONDS, help="How long the result is kept. [the server's default]")
 @click.option("--webhook", metavar="URL", help="Whom to tell when it has finished; with --webhook-secret.")
 @click.option("--webhook-secret", metavar="NAME", help="The name of the secret that signs that message.")
 @click.option("--wait", is_flag=True, help="Wait for the result and print it instead of the id.")
@@ -82,9 +83,6 @@ def submit(
     from forebay_server.cli.rows import read_rows
 
     check_place(output)
-    for option, seconds in (("--expire-after", expire_after), ("--ttl", ttl)):
-        if seconds is not None and not 0 < seconds < float("inf"):
-            raise ConfigError(f"{option} is a positive number of seconds, not {seconds:g}")
     if (webhook is None) != (webhook_secret is None):
         raise click.UsageError("--webhook and --webhook-secret go together", click.get_current_context())
     with connect(connection) as client, keeps_jobs():

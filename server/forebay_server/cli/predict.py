@@ -10,7 +10,7 @@ import click
 
 from forebay_server.cli.connection import Connection, client_options, connect, find_model
 from forebay_server.cli.progress import Advance, progress
-from forebay_server.errors import ConfigError
+from forebay_server.cli.values import SECONDS
 
 if TYPE_CHECKING:
     from forebay_client import Client, ForebayError, Prediction
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command the options that both commands have."""
     for option in (
-        click.option("--deadline", default=30.0, show_default=True, metavar="SECONDS", help="For each request."),
+        click.option("--deadline", default=30.0, show_default=True, type=SECONDS, help="For each request."),
         click.option(
             "-o",
             "--output",
@@ -89,7 +89,7 @@ def predict(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    _command(model, version, inputs, output, deadline, connection, run)
+    _command(model, version, inputs, output, connection, run)
 
 
 @click.command()
@@ -152,7 +152,7 @@ def stream(
                     results.add(done, rows.total, error)
                     advance(rows.total - done, failed=rows.total - done)
 
-    _command(model, version, inputs, output, deadline, connection, run)
+    _command(model, version, inputs, output, connection, run)
 
 
 def _command(
@@ -160,7 +160,6 @@ def _command(
     version: str,
     inputs: tuple[str, ...],
     output: str,
-    deadline: float,
     connection: Connection,
     run: "Callable[[Client, str, Rows, Results, Advance], None]",
 ) -> None:
@@ -168,8 +167,6 @@ def _command(
     from forebay_server.cli.results import Results, check_place
     from forebay_server.cli.rows import read_rows
 
-    if deadline <= 0:
-        raise ConfigError(f"--deadline is a positive number of seconds, not {deadline:g}")
     check_place(output)
     with connect(connection) as client:
         name, found = find_model(client, model, version)

@@ -158,7 +158,11 @@ def test_a_failed_job_is_a_sentence(to, tmp_path):
         (["result", "x", "-o", "y.txt"], 2, "y.txt: results are written as .npz, .npy, .json, .csv"),
         (["submit", "double", "nowhere.npy"], 2, "nowhere.npy: No such file"),
         (["submit", "nobody", "x.npy"], 1, "NOT_FOUND: no such model"),
-        (["submit", "double", "x.npy", "--ttl", "0"], 2, "--ttl is a positive number of seconds, not 0"),
+        (
+            ["submit", "double", "x.npy", "--ttl", "nan"],
+            2,
+            "Invalid value for '--ttl': nan is not a positive number of seconds",
+        ),
         (["submit", "double", "x.npy", "--webhook", "https://x"], 2, "--webhook and --webhook-secret go together"),
         (["submit", "double"], 2, "Missing argument"),
         (["jobs", "--state", "done"], 2, "Invalid value for '--state'"),

@@ -113,7 +113,11 @@ def test_a_drained_stream_goes_on(sent, server, tmp_path):
         (["--model", "nobody"], 1, "NOT_FOUND: no such model"),
         (["--model", "double", "--version", "9"], 1, "model 'double' has no version '9'"),
         ([], 2, "the server has not just one model; name one with --model (double, echo, many, slow)"),
-        (["--model", "double", "--deadline", "0"], 2, "--deadline is a positive number of seconds, not 0"),
+        (
+            ["--model", "double", "--deadline", "0"],
+            2,
+            "Invalid value for '--deadline': 0 is not a positive number of seconds",
+        ),
         (["--model", "double", "--output", "y.txt"], 2, "y.txt: results are written as .npz, .npy, .json, .csv"),
         (["--model", "double", "--output", "nowhere/y.npz"], 2, "nowhere/y.npz: there is no folder nowhere"),
         (["--model", "many"], 2, "x.npy: the model takes a, b, and the file does not say which one it is for"),

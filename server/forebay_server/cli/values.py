@@ -1,0 +1,24 @@
+"""What options take that click has no type for."""
+
+from typing import Any, Final
+
+import click
+
+
+class _Seconds(click.ParamType):
+    """A positive, finite number of seconds."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As click wants it."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < float("inf"):
+            self.fail(f"{value} is not a positive number of seconds", param, ctx)
+        return seconds
+
+
+SECONDS: Final = _Seconds()
