@@ -233,3 +233,24 @@ def test_hangup_renews_certificates(process, call, tmp_path):
     assert serial(address, authority) == second
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["file", "link"])
+def test_files_that_change_renew_certificates(process, tmp_path, link):
+    """Nobody has to send a signal, which in a cluster nobody does; mounted secrets are links that are replaced."""
+    authority = Authority(tmp_path)
+    files = authority.issue("server")
+    if link:
+        (tmp_path / "now").symlink_to(".")
+        files = [str(tmp_path / "now" / Path(file).name) for file in files]
+    options = ["--tls-cert", files[0], "--tls-key", files[1], "--set", "server.certificates_s=0.05"]
+    address = process("synthetic:", *options).ready().addresses["public"]
+    first = serial(address, authority)
+    if link:
+        authority.folder = tmp_path / "next"
+        authority.folder.mkdir()
+    authority.issue("server")
+    if link:
+        (tmp_path / "swap").symlink_to("next")
+        (tmp_path / "swap").rename(tmp_path / "now")
+    eventually(lambda: serial(address, authority) != first, "the new certificate is shown", 30)

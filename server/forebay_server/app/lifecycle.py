@@ -7,7 +7,6 @@ import resource
 import signal
 import socket
 import sys
-import threading
 from types import FrameType
 
 import structlog
@@ -17,7 +16,6 @@ from forebay_server.app.log import configure_logging
 from forebay_server.app.log_writer import LineWriter
 from forebay_server.app.server import Server
 from forebay_server.config.tree import Config
-from forebay_server.errors import ConfigError
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -127,8 +125,7 @@ def _serve(config: Config, writer: LineWriter) -> int:
         stop.set()
 
     def on_renew(_number: int, _frame: FrameType | None) -> None:
-        # Not in the handler: reading files there could interrupt anything.
-        threading.Thread(target=_renew, args=(server,), name="forebay-renew").start()
+        server.renew_certificates()
 
     previous = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, on_stop),
@@ -167,12 +164,3 @@ def _say(sentence: str, writer: LineWriter) -> None:
     """The command's one sentence, after the log's lines."""
     writer.flush()
     print(f"forebay: {sentence}", file=sys.stderr)  # noqa: T201  # see above
-
-
-def _renew(server: Server) -> None:
-    try:
-        server.renew_certificates()
-    except ConfigError as error:
-        _log.error("certificates_not_renewed", error=str(error))
-    else:
-        _log.info("certificates_renewed")

@@ -11,6 +11,7 @@ from importlib import metadata
 
 import structlog
 
+from forebay_server.app.certificates import Certificates, files_of
 from forebay_server.app.dispatcher import Dispatcher, DispatcherEnded, endpoints_of
 from forebay_server.app.hosting import Hosting
 from forebay_server.app.jobs import Jobs
@@ -92,7 +93,9 @@ class Server:
         """
         self._began, self._started = self._clock(), time.time()
         self._join()
+        self._certificates.look()  # before they are read
         self.addresses = self._listen()
+        self._certificates.start()
         self._tracing.start()
         self._dispatcher.start()
         self._hosting.start()
@@ -120,6 +123,8 @@ class Server:
         self._exposures = exposures(config, public=offered, operator=offered, probe=[health])
         self._wire = self._make_wire(offered)
         self.wire_name = self._wire.name
+        server = config.server
+        self._certificates = Certificates(files_of(server), self._wire.renew_certificates, server.certificates_s)
         self._dispatcher = self._make_dispatcher(offered)
         self._hosting = Hosting(
             config,
@@ -266,12 +271,8 @@ class Server:
         return self._hosting.settled.wait(timeout) and not self._hosting.failure
 
     def renew_certificates(self) -> None:
-        """Reads the TLS files again; new connections use them.
-
-        Raises:
-            ConfigError: They can't be used; the old ones stay.
-        """
-        self._wire.renew_certificates()
+        """Has the TLS files read again, soon; new connections use them. Those that can't be used change nothing."""
+        self._certificates.ask()
 
     def _costs(self, key: ModelKey) -> list[Point]:
         return self._hosting.costs[key].points()
@@ -357,6 +358,7 @@ class Server:
             return
         self._closed = True
         self._hosting.stop()
+        self._certificates.close()
         self._metrics.close()
         self._dispatcher.rest(True)  # it waits for batches now
         try:

@@ -69,6 +69,8 @@ class ServerConfig(Section, frozen=True):
     """Time for accepted requests to finish at shutdown."""
     watchdog_s: NonNegativeNumber = 10.0
     """The process ends if its dispatcher stands still for this long beyond what the batch may take; 0: never."""
+    certificates_s: NonNegativeNumber = 60.0
+    """Time between looks at the files of TLS, which are read again if they have changed; 0: only after SIGHUP."""
     cache_dir: str = ""
     """Where measured costs are kept, and what engines build. Empty: `$XDG_CACHE_HOME/forebay`, else
     `~/.cache/forebay`."""
