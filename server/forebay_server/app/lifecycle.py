@@ -139,25 +139,28 @@ def _serve(config: Config, writer: LineWriter) -> int:
             _say(str(error), writer)
             return EXIT_FAILED
         stop.wait()
-        if lost and not received:
-            _log.error("draining", device_lost=lost[0])
-            left = server.drain()
-            _log.info("stopped", unanswered=left)
+        if received:
+            return EXIT_OK if _drain(server, signal=signal.Signals(received[0]).name) == 0 else EXIT_FAILED
+        if lost:
+            _drain(server, device_lost=lost[0])
             _say(f"the device {lost[0]} has failed; only a new process can use it again", writer)
             return EXIT_DEVICE
-        if not received:
-            server.close()
-            failure = server.start_failure
-            _say(failure or "a fault ended the server; the log says which", writer)
-            return EXIT_FAILED if failure else EXIT_FAULT
-        _log.info("draining", signal=signal.Signals(received[0]).name)
-        left = server.drain()
-        _log.info("stopped", unanswered=left)
-        return EXIT_OK if left == 0 else EXIT_FAILED
+        server.close()
+        failure = server.start_failure
+        _say(failure or "a fault ended the server; the log says which", writer)
+        return EXIT_FAILED if failure else EXIT_FAULT
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         stop.close()
+
+
+def _drain(server: Server, **because: str) -> int:
+    """Drains, and tells how many requests were left."""
+    _log.info("draining", **because)
+    left = server.drain()
+    _log.info("stopped", unanswered=left)
+    return left
 
 
 def _say(sentence: str, writer: LineWriter) -> None:

@@ -80,6 +80,7 @@ class Server:
         self._clock = time.monotonic
         self._unusable: set[ModelKey] = set()
         self._closed = False
+        self._certificates = Certificates(files_of(config.server), self._renew, config.server.certificates_s)
         self._jobs: Jobs | None = None
         self.addresses: dict[str, str] = {}
         self.wire_name = ""
@@ -123,8 +124,6 @@ class Server:
         self._exposures = exposures(config, public=offered, operator=offered, probe=[health])
         self._wire = self._make_wire(offered)
         self.wire_name = self._wire.name
-        server = config.server
-        self._certificates = Certificates(files_of(server), self._wire.renew_certificates, server.certificates_s)
         self._dispatcher = self._make_dispatcher(offered)
         self._hosting = Hosting(
             config,
@@ -271,8 +270,14 @@ class Server:
         return self._hosting.settled.wait(timeout) and not self._hosting.failure
 
     def renew_certificates(self) -> None:
-        """Has the TLS files read again, soon; new connections use them. Those that can't be used change nothing."""
+        """Has the TLS files read again, soon; new connections use them. Those that can't be used change nothing.
+
+        Handlers of signals may call it, before `start` as well.
+        """
         self._certificates.ask()
+
+    def _renew(self) -> None:
+        self._wire.renew_certificates()
 
     def _costs(self, key: ModelKey) -> list[Point]:
         return self._hosting.costs[key].points()
