@@ -142,7 +142,8 @@ def _serve(config: Config, writer: LineWriter) -> int:
         if received:
             return EXIT_OK if _drain(server, signal=signal.Signals(received[0]).name) == 0 else EXIT_FAILED
         if lost:
-            _drain(server, device_lost=lost[0])
+            _log.error("last_device_lost", device=lost[0])
+            _drain(server)
             _say(f"the device {lost[0]} has failed; only a new process can use it again", writer)
             return EXIT_DEVICE
         server.close()
