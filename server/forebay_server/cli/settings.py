@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from forebay_server.config.load import Loaded
+    from forebay_server.config.load import Resolved
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -65,7 +65,7 @@ def server_options(command: CommandT) -> CommandT:
 
 def configured(
     models: tuple[str, ...], file: Path | None, settings: tuple[str, ...], shortcuts: dict[str, Any]
-) -> "Loaded":
+) -> "Resolved":
     """The configuration that a command was told.
 
     Args:

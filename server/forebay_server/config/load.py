@@ -49,7 +49,7 @@ class Flag(NamedTuple):
     """What the operator wrote, such as `--listen`; errors say it."""
 
 
-class Loaded(NamedTuple):
+class Resolved(NamedTuple):
     """A configuration, and where each of its settings comes from."""
 
     config: Config
@@ -73,7 +73,7 @@ def load(
     environment: Mapping[str, str] | None = None,
     models: Sequence[str] = (),
     flags: Iterable[Flag] = (),
-) -> Loaded:
+) -> Resolved:
     """Puts a configuration together.
 
     Args:
@@ -101,7 +101,7 @@ def load(
     for flag in flags:
         for keys in layers.matching(tuple(flag.path.split("."))):
             layers.add(keys, flag.value, flag.name)
-    return Loaded(layers.config(), layers.sources)
+    return Resolved(layers.config(), layers.sources)
 
 
 def explain(config: Config, sources: Mapping[str, str]) -> list[Explained]:
