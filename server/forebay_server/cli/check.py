@@ -150,8 +150,8 @@ def _describe(console: "Console", loaded: "Loaded") -> None:
     facts = {
         "model": f"{loaded.name} version {loaded.version}",
         "engine": f"{loaded.engine_name} {engine.version} on {loaded.device}, {len(loaded.instances)} instance(s)",
-        "inputs": ", ".join(map(_described, loaded.spec.inputs)),
-        "outputs": ", ".join(map(_described, loaded.spec.outputs)),
+        "inputs": _tensors(loaded.spec.inputs),
+        "outputs": _tensors(loaded.spec.outputs),
         "batches": _batches(loaded),
         "rows": _rows(loaded),
         "runs": "inline, in the dispatcher's thread" if loaded.inline else "in a worker thread for each instance",
@@ -174,11 +174,8 @@ def _describe(console: "Console", loaded: "Loaded") -> None:
     console.print(costs)
 
 
-def _described(spec: "TensorSpec") -> str:
-    """A tensor's name, type and shape, such as `x FP32[?, 64]`."""
-    return (
-        f"{spec.name} {spec.data_type.name}[{', '.join('?' if length < 0 else str(length) for length in spec.shape)}]"
-    )
+def _tensors(specs: "Sequence[TensorSpec]") -> str:
+    return ", ".join(display.tensor(spec.name, spec.data_type.name, spec.shape) for spec in specs)
 
 
 def _batches(loaded: "Loaded") -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from forebay_server.cli import display
 from forebay_server.cli.progress import steps
 from forebay_server.errors import ConfigError
 
@@ -63,4 +64,4 @@ def compile_(program: Path, output: Path, device: str | None, max_batch: int | N
 def _described(tensor: "Tensor", made: "Profile") -> str:
     """A tensor's name, type and shape, such as `x FP32[1 to 128, 64]`."""
     lengths = (str(made.dimensions[n]) if isinstance(n, str) else "?" if n is None else str(n) for n in tensor.shape)
-    return f"{tensor.name} {tensor.data_type}[{', '.join(lengths)}]"
+    return display.tensor(tensor.name, tensor.data_type, lengths)

@@ -1,6 +1,7 @@
-"""Where tables are printed: as wide as the terminal, and never folded where a program reads them."""
+"""How things are shown: tables as wide as the terminal, never folded where a program reads them, and tensors."""
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,3 +15,9 @@ def console() -> "Console":
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def tensor(name: str, data_type: str, shape: Iterable[int | str]) -> str:
+    """A tensor's name, type and shape, such as `x FP32[?, 64]`. Lengths below zero are free; texts are shown as such."""
+    lengths = ("?" if isinstance(length, int) and length < 0 else str(length) for length in shape)
+    return f"{name} {data_type}[{', '.join(lengths)}]"

@@ -1,5 +1,6 @@
 """`forebay models`: lists the models of a server, or shows one with its statistics."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
 
 import click
@@ -42,16 +43,15 @@ def _list(console: "Console", models: "list[Model]") -> None:
                 f"{version.version}{default}",
                 version.state,
                 version.engine,
-                ", ".join(map(described, version.inputs)),
-                ", ".join(map(described, version.outputs)),
+                _tensors(version.inputs),
+                _tensors(version.outputs),
                 str(version.max_batch_size),
             )
     console.print(table)
 
 
-def described(spec: "TensorSpec") -> str:
-    """A tensor's name, type and shape, such as `x FP32[?, 64]`."""
-    return f"{spec.name} {spec.data_type}[{', '.join('?' if length < 0 else str(length) for length in spec.shape)}]"
+def _tensors(specs: "Sequence[TensorSpec]") -> str:
+    return ", ".join(display.tensor(spec.name, spec.data_type, spec.shape) for spec in specs)
 
 
 def _show(console: "Console", model: "Model", version: "ModelVersion", figures: "ModelStatistics | None") -> None:
@@ -61,8 +61,8 @@ def _show(console: "Console", model: "Model", version: "ModelVersion", figures: 
         "state": f"{version.state} {version.state_message}".strip(),
         "labels": ", ".join(labels),
         "engine": f"{version.engine}, {version.instances} instance(s), {version.run_mode}",
-        "inputs": ", ".join(map(described, version.inputs)),
-        "outputs": ", ".join(map(described, version.outputs)),
+        "inputs": _tensors(version.inputs),
+        "outputs": _tensors(version.outputs),
         "batches": f"at most {version.max_batch_size} rows, best {version.best_batch_size or 'not measured'}, "
         f"delay {version.max_delay * 1e3:g} ms",
         "not batched": version.unbatched_because,
