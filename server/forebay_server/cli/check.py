@@ -149,7 +149,7 @@ def _describe(console: "Console", loaded: "Loaded") -> None:
     engine = loaded.engine
     facts = {
         "model": f"{loaded.name} version {loaded.version}",
-        "engine": f"{loaded.engine_name} {engine.version} on {loaded.device}, {len(loaded.instances)} instance(s)",
+        "engine": f"{loaded.engine_name} {engine.version} on {loaded.device}, {display.count(len(loaded.instances), 'instance')}",
         "inputs": _tensors(loaded.spec.inputs),
         "outputs": _tensors(loaded.spec.outputs),
         "batches": _batches(loaded),

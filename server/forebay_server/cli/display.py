@@ -18,6 +18,11 @@ def console() -> "Console":
 
 
 def tensor(name: str, data_type: str, shape: Iterable[int | str]) -> str:
-    """A tensor's name, type and shape, such as `x FP32[?, 64]`. Lengths below zero are free; texts are shown as such."""
+    """A tensor's name, type and shape, such as `x FP32[?, 64]`. Lengths below zero are free."""
     lengths = ("?" if isinstance(length, int) and length < 0 else str(length) for length in shape)
     return f"{name} {data_type}[{', '.join(lengths)}]"
+
+
+def count(number: int, what: str) -> str:
+    """`1 instance`, `2 instances`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -60,7 +60,7 @@ def _show(console: "Console", model: "Model", version: "ModelVersion", figures: 
     facts = {
         "state": f"{version.state} {version.state_message}".strip(),
         "labels": ", ".join(labels),
-        "engine": f"{version.engine}, {version.instances} instance(s), {version.run_mode}",
+        "engine": f"{version.engine}, {display.count(version.instances, 'instance')}, {version.run_mode}",
         "inputs": _tensors(version.inputs),
         "outputs": _tensors(version.outputs),
         "batches": f"at most {version.max_batch_size} rows, best {version.best_batch_size or 'not measured'}, "

@@ -23,7 +23,7 @@ def test_a_model_is_described(facts):
     found = facts("synthetic:base_ms=2,shape=3x2", "--max-batch-size", "4", "--name", "syn", "--instances", "2")
 
     assert found["model"] == "syn version 1"
-    assert found["engine"] == "synthetic 1 on cpu, 2 instance(s)"
+    assert found["engine"] == "synthetic 1 on cpu, 2 instances"
     assert (found["inputs"], found["outputs"]) == ("x FP32[?, 3, 2]", "y FP32[?, 3, 2]")
     assert re.fullmatch("at most 4 rows, best [124], delay 0 ms", found["batches"])
     assert found["rows"] == "compared alone and in a batch: they do not see each other"
