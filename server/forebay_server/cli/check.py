@@ -147,9 +147,10 @@ def _describe(console: "Console", loaded: "Loaded") -> None:
     from rich.table import Table
 
     engine = loaded.engine
+    instances = display.count(len(loaded.instances), "instance")
     facts = {
         "model": f"{loaded.name} version {loaded.version}",
-        "engine": f"{loaded.engine_name} {engine.version} on {loaded.device}, {display.count(len(loaded.instances), 'instance')}",
+        "engine": f"{loaded.engine_name} {engine.version} on {loaded.device}, {instances}",
         "inputs": _tensors(loaded.spec.inputs),
         "outputs": _tensors(loaded.spec.outputs),
         "batches": _batches(loaded),
