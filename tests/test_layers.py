@@ -10,7 +10,7 @@ LEAVES = {"wire.port", "tensors", "errors", "config", "background"}
 # What each room may import beside itself and the leaves.
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"app", "models", "engines", "telemetry", "version"},
+    "cli": {"app", "models", "engines"},
     "app": {"wire", "services", "scheduling", "engines", "models", "jobs", "telemetry"},
     "wire": set(),
     "services": {"scheduling", "engines", "models", "jobs", "telemetry"},

@@ -11,9 +11,18 @@ from forebay_server.services.status import CODE_NAMES
 from tests.docs.conftest import PAGES, REPOSITORY, blocks_of
 
 RUN = [page for page in PAGES if blocks_of(page)]
+READ = [
+    *PAGES,
+    *(REPOSITORY / name for name in ("CONTRIBUTING.md", "bench/ghz/README.md", "tests/conformance/README.md")),
+]
+"""Those, and what stands beside what it is about."""
+
+WRITTEN = {"bench/results/DATE.md", "deploy/compose/production.env"}
+"""Files that pages speak of and that people or programs write."""
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_FILE = re.compile(r"`((?:bench|clients|deploy|docs|examples|gen|protos|server|tests|tools)/[\w./-]+)`")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -24,7 +33,7 @@ def test_what_a_page_says_can_be_done(script):
     script.stop()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+@pytest.mark.parametrize("page", READ, ids=[str(page.relative_to(REPOSITORY)) for page in READ])
 def test_links_lead_somewhere(page):
     """A link within the repository names a file that exists, and a heading in it if it names one."""
     for link in _LINK.findall(_FENCE.sub("", page.read_text())):
@@ -35,6 +44,13 @@ def test_links_lead_somewhere(page):
         assert target.exists(), f"{page.name}: {link}"
         if heading:
             assert heading in anchors(target.read_text()), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", READ, ids=[str(page.relative_to(REPOSITORY)) for page in READ])
+def test_files_are_there(page):
+    """A file or folder of the repository that a page names exists."""
+    named = set(_FILE.findall(_FENCE.sub("", page.read_text()))) - WRITTEN
+    assert [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
 
 
 def test_the_index_names_every_page():
