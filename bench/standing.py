@@ -51,6 +51,8 @@ class Idle(NamedTuple):
 
     cpu_ms: float
     """CPU time per second."""
+    wake_ups: float
+    """Times a second that a thread which waited went on."""
     memory_mib: float
     """Resident."""
     threads: int
@@ -122,6 +124,12 @@ def watch(ports: Ports, over: threading.Event) -> list[threading.Thread]:
     return threads
 
 
+def waits(pid: int) -> int:
+    """How often the threads of a process have begun to wait. (psutil's figure is the main thread's alone.)"""
+    found = (status.read_text() for status in Path(f"/proc/{pid}/task").glob("*/status"))
+    return sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)[0]) for text in found)
+
+
 def idle(model: Path, cache: Path, seconds: float, *, watched: bool) -> Idle:
     """What a server uses while nobody calls."""
     with served(model, cache) as (process, ports, _):
@@ -130,11 +138,12 @@ def idle(model: Path, cache: Path, seconds: float, *, watched: bool) -> Idle:
         threads = watch(ports, over) if watched else []
         time.sleep(5)  # what a start leaves behind, such as warm-up
         seen = psutil.Process(process.pid)
-        before, since = seen.cpu_times(), time.monotonic()
+        before, woken, since = seen.cpu_times(), waits(process.pid), time.monotonic()
         time.sleep(seconds)  # What it uses meanwhile is the figure.
-        after, elapsed = seen.cpu_times(), time.monotonic() - since
+        after, woken, elapsed = seen.cpu_times(), waits(process.pid) - woken, time.monotonic() - since
         used = (after.user - before.user) + (after.system - before.system)  # in this order none is exactly none
-        found = Idle(1e3 * used / elapsed, seen.memory_info().rss / 2**20, seen.num_threads())
+        memory = seen.memory_info().rss / 2**20
+        found = Idle(1e3 * used / elapsed, woken / elapsed, memory, seen.num_threads())
         over.set()
         for thread in threads:
             thread.join()
@@ -165,9 +174,12 @@ def measure(starts: int, seconds: float) -> str:
     for name, found in cases.items():
         middle = [statistics.median(values) for values in zip(*found, strict=True)]
         lines.append(f"| {name} | {' | '.join(f'{value:.2f} s' for value in middle)} |")
-    lines += ["", "| idle | CPU | memory | threads |", "|---|---:|---:|---:|"]
+    lines += ["", "| idle | CPU | wake-ups | memory | threads |", "|---|---:|---:|---:|---:|"]
     for name, used in (("nobody calls", quiet), ("probed and scraped as in `deploy/kubernetes/`", watched)):
-        lines.append(f"| {name} | {used.cpu_ms / 10:.2f} % of a core | {used.memory_mib:.0f} MiB | {used.threads} |")
+        figures = (
+            f"{used.cpu_ms / 10:.2f} % of a core | {used.wake_ups:.0f}/s | {used.memory_mib:.0f} MiB | {used.threads}"
+        )
+        lines.append(f"| {name} | {figures} |")
     return "\n".join(lines) + "\n"
 
 

@@ -20,3 +20,4 @@ def test_idling_is_looked_at(tmp_path):
     assert found.memory_mib > 10
     assert found.threads >= 3
     assert 0 <= found.cpu_ms < 1000
+    assert 0 < found.wake_ups < 100  # none of its threads looks again and again whether something has come
