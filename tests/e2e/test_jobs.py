@@ -272,7 +272,6 @@ def test_models_that_are_not_ready(serve, call, tmp_path):
     path = f"python:{tmp_path / 'e2e_jobs_loading.py'}:Slow"
     server = serve(ModelConfig(name="model", path=path), jobs=JobsConfig(store=str(tmp_path / "jobs.db")), ready=False)
     jobs = Jobs(call(server))
-    eventually(lambda: details_of(jobs.caller.fails(request_of("model", row(1))))[1] != "MODEL_NOT_FOUND", "announced")
     refused(lambda: jobs.submit(request_of("model", row(1))), Code.UNAVAILABLE, "MODEL_LOADING")
     (tmp_path / "go").touch()
     assert not server.wait_ready(20)

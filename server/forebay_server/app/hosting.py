@@ -66,6 +66,7 @@ class Hosting:
         self._intake = intake
         self._dispatcher = dispatcher
         self._on_failed_start = on_failed_start
+        self._announced: list[tuple[ModelConfig, Served]] = []
         self._loaded: list[Loaded] = []
         self.costs: dict[tuple[str, int], CostModel] = {}
         self._stopping = threading.Event()
@@ -89,8 +90,19 @@ class Hosting:
             keys.append(key)
         return [name for name, _ in keys]
 
+    def announce(self) -> None:
+        """Makes the models known, as loading, so that their first callers are told to come again.
+
+        In the thread that starts the server, before there is a dispatcher.
+        """
+        for model in self._models:
+            complete = settings.complete(model)
+            served = Served(complete.name or name_of(complete.path), complete.version, complete, complete.labels)
+            self._catalogue.add(served)
+            self._announced.append((model, served))
+
     def start(self) -> None:
-        """Begins to load."""
+        """Begins to load what was announced."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -125,19 +137,12 @@ class Hosting:
     def _load_each(self) -> None:
         self._dispatcher.rest(True)  # an engine that loads may hold the GIL
         try:
-            announced = [(model, self._announce(model)) for model in self._models]
-            for model, served in announced:
+            for model, served in self._announced:
                 if self._stopping.is_set() or not self._load_one(model, served):
                     break
         finally:
             if not self._stopping.is_set():
                 self._dispatcher.rest(False)
-
-    def _announce(self, model: ModelConfig) -> Served:
-        complete = settings.complete(model)
-        served = Served(complete.name or name_of(complete.path), complete.version, complete, complete.labels)
-        self._dispatcher.call(lambda: self._catalogue.add(served))
-        return served
 
     def _load_one(self, model: ModelConfig, served: Served) -> bool:
         spans = LoadSpans(self._tracer, served.name, served.version)

@@ -94,6 +94,7 @@ class Server:
         """
         self._began, self._started = self._clock(), time.time()
         self._join()
+        self._hosting.announce()
         self._certificates.look()  # before they are read
         self.addresses = self._listen()
         self._certificates.start()
