@@ -69,12 +69,17 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A case. `columns` are those it can measure. No more than `most` are made: more would tell little."""
+    """A case.
+
+    `columns` are those it can measure; each takes `steps` measurements a repeat, for the progress bar. No more than
+    `most` repeats are made: more would tell little.
+    """
 
     key: str
     title: str
-    columns: tuple[str, ...]
     measure: Callable[[Bench, str, int], Iterator[Sample]]
+    columns: tuple[str, ...] = ("forebay",)
+    steps: int = 1
     most: int = sys.maxsize
 
 

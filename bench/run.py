@@ -42,12 +42,6 @@ class Plan:
 FULL = Plan(repeats=4, seconds=4.0, warm_up=1.0, memory_requests=1_000_000, jobs=100_000, finished_jobs=1_000_000)
 QUICK = Plan(repeats=1, seconds=1.0, warm_up=0.3, memory_requests=200_000, jobs=30_000, finished_jobs=100_000)
 
-STEPS = {
-    "unary": 4, "latency": 5, "streams": 3, "goodput": 6, "parts": 3, "ceiling": 2, "submit": 8, "drain": 5,
-    "beside": 4, "tracing": 10, "sidecar": 4, "faults": 2, "ghz": 12,
-}  # fmt: skip
-"""Measurements of a case, per column and repeat, for the progress bar; 1 if not said."""
-
 
 def check(columns: Sequence[str]) -> None:
     """Whether this machine can run the bench.
@@ -80,12 +74,11 @@ def measure(chosen: Sequence[Case], bench: Bench, repeats: int) -> list[report.S
 
 def steps(chosen: Sequence[Case], repeats: int) -> int:
     """Measurements that the progress bar counts."""
-    total = 0
-    for case in chosen:
-        for column in case.columns:
-            each = 1 if column == "inprocess" else STEPS.get(case.key, 1)
-            total += each * min(repeats, case.most)
-    return total
+    return sum(
+        (1 if column == "inprocess" else case.steps) * min(repeats, case.most)
+        for case in chosen
+        for column in case.columns
+    )
 
 
 def options() -> argparse.Namespace:
