@@ -172,15 +172,17 @@ def ceiling(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
 
 PEERS = ("grpc_aio", "grpc_threads")
 ALL = ("forebay", "forebay_aio", *PEERS)
+BOTH = ("forebay", "grpc_aio")
+FIXED = ("fixed-server",)
 CASES = {
     case.key: case
     for case in (
-        Case(key="ceiling", title="the generator's own limit", columns=("fixed-server",), measure=ceiling, steps=2, most=1),
+        Case(key="ceiling", title="the generator's own limit", columns=FIXED, measure=ceiling, steps=2, most=1),
         Case(key="unary", title="Predict, small model", columns=ALL, measure=unary, steps=4),
-        Case(key="streams", title="StreamPredict, small model", columns=("forebay", "grpc_aio"), measure=streams, steps=3),
+        Case(key="streams", title="StreamPredict, small model", columns=BOTH, measure=streams, steps=3),
         Case(key="large", title="600 KB requests", columns=ALL, measure=large),
         Case(key="medium", title="a model of over 1 ms a row", columns=("inprocess", *ALL), measure=medium),
-        Case(key="goodput", title="overload", columns=("forebay", "grpc_aio"), measure=goodput, steps=6),
+        Case(key="goodput", title="overload", columns=BOTH, measure=goodput, steps=6),
         Case(key="latency", title="latency against load", columns=("forebay", *PEERS), measure=latency, steps=5),
         Case(key="queue", title="100,000 waiting", measure=queue, most=1),
         Case(key="startup", title="process start to first answer", columns=ALL, measure=startup),
