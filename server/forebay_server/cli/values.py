@@ -5,7 +5,7 @@ from typing import Any, Final
 import click
 
 
-class _Seconds(click.ParamType):
+class _Seconds(click.FloatRange):
     """A positive, finite number of seconds."""
 
     name = "seconds"
@@ -21,4 +21,4 @@ class _Seconds(click.ParamType):
         return seconds
 
 
-SECONDS: Final = _Seconds()
+SECONDS: Final = _Seconds(0, min_open=True)
