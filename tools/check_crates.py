@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 ALLOWED = {
     "Apache-2.0",
@@ -35,7 +36,7 @@ UNSAFE_FILES = {"os.rs"}
 """Files of the crate that may hold unsafe code."""
 
 
-def linked(metadata: dict) -> set[str]:
+def linked(metadata: dict[str, Any]) -> set[str]:
     """The ids of the crates that are linked into the extension: no build or development dependencies."""
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
     packages = {package["id"]: package for package in metadata["packages"]}
@@ -72,7 +73,7 @@ def allows(expression: str) -> bool:
 
 def evaluate(tokens: list[str]) -> bool:
     """Evaluates `True and (False or True)`."""
-    alternatives = [[]]
+    alternatives: list[list[bool]] = [[]]
     depth = 0
     inner: list[str] = []
     for token in tokens:
