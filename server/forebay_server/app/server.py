@@ -100,12 +100,12 @@ class Server:
         self._certificates.start()
         self._tracing.start()
         self._dispatcher.start()
-        self._hosting.start()
         if self._metrics.address:
             self.addresses["prometheus"] = self._metrics.address
         _log.info("listening", wire=self.wire_name, **self.addresses)
         if self._config.server.wire == "auto" and self.wire_name != "native":
             _log.warning("slow_front_end", because="forebay-native is not installed, so gRPC is served by grpc.aio")
+        self._hosting.start()
 
     def _join(self) -> None:
         """Makes all parts, from the scheduler outwards. None acts yet."""

@@ -82,7 +82,10 @@ def connect(connection: Connection) -> "Client":
             key=connection["tls_key"],
             server_name=connection["tls_name"],
         )
-    return Client(connection["address"], tls=tls, tenant=connection["tenant"])
+    try:
+        return Client(connection["address"], tls=tls, tenant=connection["tenant"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def find_model(client: "Client", name: str, version: str) -> "tuple[str, ModelVersion]":

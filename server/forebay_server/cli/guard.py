@@ -10,6 +10,7 @@
 """
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +23,10 @@ FAILED = 1
 WRONG = 2
 FAULT = 70
 INTERRUPTED = 130
+
+
+_UNREACHED = re.compile(r"^(\w+): .*?(?:ipv[46]:)?(\S+): Failed to connect to remote host: (.+)$", re.DOTALL)
+"""What gRPC says when nobody listens, which goes round several corners."""
 
 
 class Failed(Exception):
@@ -75,7 +80,7 @@ def _judged(error: BaseException) -> tuple[int, str]:
         case OSError(filename=str(name)):
             judged = FAILED, f"{name}: {error.strerror}"
         case _ if client is not None and isinstance(error, client.ForebayError):
-            judged = FAILED, str(error)
+            judged = FAILED, _UNREACHED.sub(r"\1: no connection to \2: \3", str(error))
         case _:
             judged = FAULT, f"internal fault: {type(error).__name__}: {error}; FOREBAY_DEBUG=1 shows where"
     return judged

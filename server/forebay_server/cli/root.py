@@ -72,11 +72,16 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
         context.exit()
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and exit."
 )
-def root() -> None:
+@click.pass_context
+def root(context: click.Context) -> None:
     """Forebay: a gRPC-native inference server.
 
     Requests collect in front of an engine and go through together.
@@ -85,3 +90,5 @@ def root() -> None:
       forebay serve model.onnx
       forebay predict --model model --input rows.csv
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())

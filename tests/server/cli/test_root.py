@@ -23,9 +23,10 @@ CALLING = {
 
 
 def test_all_commands_are_listed(forebay):
-    """In their groups, each with its whole sentence."""
+    """In their groups, each with its whole sentence; also for those who say nothing."""
     ended = forebay("--help")
 
+    assert ended == forebay()
     assert (ended.code, ended.err) == (0, "")
     assert "..." not in ended.out.partition("Options:")[2]
     for title, group in GROUPS.items():
@@ -64,10 +65,14 @@ def test_a_server_that_there_is_not(forebay, tmp_path, monkeypatch, command):
     ended = forebay(command, *CALLING[command], "--address", NOBODY)
 
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err.startswith("forebay: UNAVAILABLE: ")
-    assert NOBODY in ended.err
+    assert ended.err.startswith(f"forebay: UNAVAILABLE: no connection to {NOBODY}: Connection refused")
     assert ended.err.count("\n") == 1
     assert not list(tmp_path.glob("y.npy*"))
+
+
+def test_an_address_that_is_none(forebay):
+    """Code 2 and one sentence."""
+    assert forebay("health", "--address", "") == (2, "", "forebay: there must be at least one address\n")
 
 
 @pytest.mark.parametrize(
