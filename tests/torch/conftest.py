@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import call, front_end, serve  # noqa: F401  # fixtures
+from tests.e2e.conftest import call, front_end, serve  # noqa: F401  # fixtures
 
 collect_ignore_glob = [] if importlib.util.find_spec("torch") else ["test_*.py"]
 
