@@ -80,7 +80,7 @@ class Server:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         self.arguments = [
             *("serve", os.path.relpath(model), "synthetic:base_ms=50", "--jobs", os.path.relpath(store)),
-            *("--listen", self.address, "--wire", wire, "--set", "log.level=warning"),
+            *("--listen", self.address, "--wire", wire, "--set", "log.level=error"),
         ]
         self._start()
 
