@@ -347,6 +347,18 @@ bench-quick: env loadgen ghz ## The same in five minutes, for a first look
 gpu-check: ## Check the GPU engines on this machine with what PYTHON has, installing nothing; GPU="--part torch,bert"
 	$(PYTHON) -m bench.gpu $(GPU)
 
+GPU_PYTHON ?= 3.12
+GPU_WHEELS := apsw click googleapis-common-protos grpcio grpcio-health-checking grpcio-reflection ml-dtypes msgspec protobuf rich structlog typing-extensions
+
+.PHONY: gpu-wheels
+gpu-wheels: env ## Fill build/gpu-wheels with what `make gpu-check` needs beside torch, cuda-bindings and numpy, for GPU_PYTHON on x86-64
+	rm -rf build/gpu-wheels
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --implementation cp \
+	  --python-version $(GPU_PYTHON) $(foreach name,_2_28 _2_27 _2_17 2014 1,--platform manylinux$(name)_x86_64) \
+	  --constraint constraints.txt --dest build/gpu-wheels $(GPU_WHEELS)
+	$(BIN)/maturin build --quiet --release --locked --compatibility linux --manifest-path $(NATIVE) --out build/gpu-wheels
+	du -sh build/gpu-wheels
+
 .PHONY: bench-standing
 bench-standing: env ## Measure what a start and idling cost (three minutes, a quiet machine), and write it into docs/deployment.md
 	$(BIN)/python -m bench.standing --write

@@ -1,7 +1,7 @@
 """An engine for the GPU check, on the real data path: y = 2 x, in a time of choice, with faults to order.
 
-`forebay serve check:width=64,cycles=100000` finds it as it finds other people's engines, by an entry point, which the
-check puts where Python looks (`bench.gpu.site`).
+`forebay serve check:width=64,nanoseconds=100000` finds it as it finds other people's engines, by an entry point, which
+the check puts where Python looks (`bench.gpu.site`).
 """
 
 import ctypes
@@ -39,15 +39,15 @@ class Work:
 
     Args:
         device: Where.
-        cycles: Clocks of each launch.
+        nanoseconds: That each launch takes at least.
         launches: Kernels in a run.
     """
 
     capturable = True
 
-    def __init__(self, device: Device, *, cycles: int = 0, launches: int = 1) -> None:
+    def __init__(self, device: Device, *, nanoseconds: int = 0, launches: int = 1) -> None:
         self._kernel = NvrtcCompiler(device, _TEXT.read_text(), "work", _ARGUMENTS)(_DEFINES)
-        self._cycles = cycles
+        self._nanoseconds = nanoseconds
         self._launches = launches
         self._never = device.memory(256)
         stream = device.stream()
@@ -62,7 +62,7 @@ class Work:
     def enqueue(self, inputs: Sequence[int], shapes: Sequence[Shape], outputs: Sequence[int], stream: Stream) -> None:
         """Enqueues the kernels."""
         rows, width = shapes[0]
-        arguments = inputs[0], outputs[0], self._never.address, rows * width, width, self._cycles
+        arguments = inputs[0], outputs[0], self._never.address, rows * width, width, self._nanoseconds
         for _ in range(self._launches):
             self._kernel.launch(arguments, rows * width, stream)
 
@@ -76,7 +76,7 @@ class Work:
 
 
 class CheckEngine:
-    """The engine. Options: `width` of a row, 64; `cycles`, 0; `launches`, 1; `depth`, 2; `graphs`, true."""
+    """The engine. Options: `width` of a row, 64; `nanoseconds`, 0; `launches`, 1; `depth`, 2; `graphs`, true."""
 
     suffixes: ClassVar[Sequence[str]] = ()
     devices: ClassVar[Sequence[str]] = ("cuda",)
@@ -98,7 +98,7 @@ class CheckEngine:
     def load(self) -> ModelSpec:
         """Opens the device."""
         take = self._options.take
-        self._width, self._cycles, self._launches = take("width", 64), take("cycles", 0), take("launches", 1)
+        self._width, self._nanoseconds, self._launches = take("width", 64), take("nanoseconds", 0), take("launches", 1)
         self._depth, self._graphs = take("depth", 2), take("graphs", 1)
         self._options.done()
         self._device = cuda.open_device(int(self.device.partition(":")[2]))
@@ -112,7 +112,7 @@ class CheckEngine:
             raise RuntimeError("instance() before load()")
         return GpuInstance(
             self._device,
-            Work(self._device, cycles=self._cycles, launches=self._launches),
+            Work(self._device, nanoseconds=self._nanoseconds, launches=self._launches),
             spec_of(self._width),
             depth=self._depth,
             budget=self._budget,

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from bench.gpu import amounts
 from bench.gpu.engine import ENDLESS, ILLEGAL, Work, spec_of
 from forebay_server.engines.base import EngineBatch, EngineDead, OutOfMemory
 from forebay_server.engines.gpu import cuda
 from forebay_server.engines.gpu.cuda import CudaDevice
 from forebay_server.engines.gpu.device import DeviceMemory, NoDevice
 from forebay_server.engines.gpu.pipeline import GpuInstance
-
-WIDTH = 1 << 18  # floats: 1 MiB a row
-SPARE = 160 << 20  # bytes that are left of the device's memory
 
 
 def say(what: str, **facts: Any) -> None:
@@ -35,12 +33,12 @@ def answer(instance: GpuInstance, value: float, rows: int, width: int) -> bool:
 
 def memory(device: CudaDevice) -> None:
     """All memory but a little is taken; then a batch comes that needs more, and one that does not."""
-    instance = GpuInstance(device, Work(device), spec_of(WIDTH), depth=1, graphs=0)
-    say("small before", good=answer(instance, 1, 1, WIDTH))
+    instance = GpuInstance(device, Work(device), spec_of(amounts.WIDTH), depth=1, graphs=0)
+    say("small before", good=answer(instance, 1, 1, amounts.WIDTH))
     taken: list[DeviceMemory] = []
-    piece = 1 << 30
-    while piece >= 1 << 24:
-        if device.free_memory()[0] - piece < SPARE:
+    piece, least = amounts.PIECES
+    while piece >= least:
+        if device.free_memory()[0] - piece < amounts.SPARE:
             piece //= 2
             continue
         try:
@@ -48,13 +46,13 @@ def memory(device: CudaDevice) -> None:
         except OutOfMemory:
             piece //= 2
     try:
-        answer(instance, 2, 512, WIDTH)
+        answer(instance, 2, amounts.ROWS, amounts.WIDTH)
     except OutOfMemory as error:
         say("large", error=str(error))
-    say("small after", good=answer(instance, 3, 1, WIDTH))
+    say("small after", good=answer(instance, 3, 1, amounts.WIDTH))
     for each in taken:
         each.close()
-    say("large after", good=answer(instance, 4, 512, WIDTH))
+    say("large after", good=answer(instance, 4, amounts.ROWS, amounts.WIDTH))
     instance.close()
 
 

@@ -104,6 +104,13 @@ class _Twice(nn.Module):
         return x.logical_or(x) if x.dtype is torch.bool else x + x
 
 
+def layer(width: int) -> nn.Module:
+    """relu(x W + b), FP32."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return nn.Sequential(nn.Linear(width, width), nn.ReLU())
+
+
 def _seeded(make: Any) -> nn.Module:
     state = torch.random.get_rng_state()
     torch.manual_seed(SEED)

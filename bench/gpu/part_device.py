@@ -83,18 +83,26 @@ def _graphs(notes: Notes, device: Device) -> None:
 
 
 def _refusals(notes: Notes, device: Device, total: int) -> None:
+    """What is refused before it does anything: a wrong address might not be refused but used, by host or device."""
     try:
-        device.memory(2 * total)
+        device.memory(2 * total).close()
     except OutOfMemory as error:
         notes.check(f"{device.label}: too much memory is OutOfMemory", good=True, detail=str(error))
-    stream = device.stream()
-    memory = device.memory(1024)
+    else:
+        notes.check(f"{device.label}: too much memory is OutOfMemory", good=False)
+    stream, memory = device.stream(), device.memory(1024)
+    first, second = device.event(), device.event()
+    for event in (first, second):
+        stream.record(event)
+    stream.synchronize()
     try:
-        stream.download(8, memory.address, 1024)
-        stream.synchronize()
+        second.seconds_since(first)
     except DeviceError as error:
         notes.check(f"{device.label}: a bad argument fails the call alone", good=True, detail=str(error))
+    else:
+        notes.check(f"{device.label}: events without times tell none", good=False)
     stream.fill(memory.address, 0, 1024)
     stream.synchronize()
-    memory.close()
-    stream.close()
+    device.check()
+    for each in (first, second, stream, memory):
+        each.close()

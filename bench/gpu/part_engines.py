@@ -4,7 +4,10 @@ Models go through the loader as they do in a server: warm-up, row check, graphs.
 captured and of others are run through the first instance and compared.
 """
 
+import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +19,14 @@ from bench.gpu.outcome import Notes, NotExecuted
 from forebay_server.config.tree import BatchingConfig, BucketsConfig, EngineConfig, InputConfig, ModelConfig
 from forebay_server.engines.base import ModelLoadError
 from forebay_server.engines.gpu import cuda
+from forebay_server.engines.gpu.pipeline import GpuInstance
+from forebay_server.engines.torch.compiling import compile_program
 from forebay_server.models.loaded import Loaded
 from forebay_server.models.loader import load
 from forebay_server.models.warm_up import run as run_batch
 from forebay_server.tensors import NUMPY_DTYPES, Array, DataType
 
+DEVICE = "cuda:0"
 MODELS: Final = Path(__file__).with_name("models.py")
 ROWS: Final = (1, 3, 8)
 LENGTHS: Final = (4, 16)  # buckets
@@ -45,6 +51,30 @@ def torch(notes: Notes) -> None:
     _torch_model(
         notes, "resnet", {"image": InputConfig(data_type="UINT8", layout="channels_last", scale=1 / 255)}, rows=2
     )
+
+
+def torch_package(notes: Notes) -> None:
+    """A layer, exported, compiled here as `forebay compile` does, and loaded by the engine, against numpy."""
+    cuda.devices()
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise NotExecuted(f"there is no C++ compiler ({compiler}; CXX names it)")
+    import torch as library  # noqa: PLC0415  # named like the part
+
+    from bench.gpu import models  # noqa: PLC0415  # wants torch
+
+    layer = models.layer(WIDTH).eval()
+    rows = library.export.Dim("rows", min=1, max=max(ROWS))
+    program = library.export.export(layer, (library.zeros(2, WIDTH),), dynamic_shapes=({0: rows},))
+    with _folder() as folder:
+        library.export.save(program, folder / "program.pt2")
+        began = time.monotonic()
+        compile_program(folder / "program.pt2", folder / "layer.pt2", device=DEVICE.partition(":")[0], names=["y"])
+        notes.figure("compiled in", time.monotonic() - began, "s")
+        weights, bias = (parameter.detach().numpy().astype("f8") for parameter in layer[0].parameters())
+        with _loaded(str(folder / "layer.pt2"), "torch", {}) as loaded:
+            _against_numpy(notes, loaded, weights.T, bias, "FP32", "")
+            _captured(notes, loaded, "")
 
 
 def onnxruntime(notes: Notes) -> None:
@@ -103,12 +133,29 @@ def _layer(notes: Notes, folder: Path, engine: str, options: dict[str, Any], not
         path = onnx_models.linear(folder, WIDTH, name)
         weights, bias = _weights(path)
         with _loaded(str(path), engine, options) as loaded:
-            for rows in ROWS:
-                x = np.random.default_rng(rows).standard_normal((rows, WIDTH)).astype(NUMPY_DTYPES[DataType[name]])
-                (y,) = _run(loaded, [x])
-                expected = np.maximum(x.astype("f8") @ weights + bias, 0)
-                error = float(np.abs(y.astype("f8") - expected).max() / np.abs(expected).max())
-                notes.figure(f"{note}{name}, {rows} rows: largest error", error, most=TOLERANCE[name])
+            _against_numpy(notes, loaded, weights, bias, name, note)
+            if options.get("graphs") != "none":
+                _captured(notes, loaded, f"{note}{name}: ")
+
+
+def _against_numpy(notes: Notes, loaded: Loaded, weights: Array, bias: Array, name: str, note: str) -> None:
+    """y = relu(x W + b) in one type."""
+    for rows in ROWS:
+        x = np.random.default_rng(rows).standard_normal((rows, WIDTH)).astype(NUMPY_DTYPES[DataType[name]])
+        (y,) = _run(loaded, [x])
+        expected = np.maximum(x.astype("f8") @ weights + bias, 0)
+        error = float(np.abs(y.astype("f8") - expected).max() / np.abs(expected).max())
+        notes.figure(f"{note}{name}, {rows} rows: largest error", error, most=TOLERANCE[name])
+
+
+def _captured(notes: Notes, loaded: Loaded, note: str) -> None:
+    """What could not be captured runs plainly, and is as right: only here would it be noticed."""
+    instance: Any = loaded.instances[0]
+    if isinstance(instance, GpuInstance):
+        wanted = len(loaded.measurements) * instance.depth
+        notes.figure(f"{note}graphs, of {len(loaded.measurements)} sizes in each set", instance.captured, least=wanted)
+    else:
+        notes.check(f"{note}batches go through the GPU's data path as they are", good=False)
 
 
 def _weights(path: Path) -> tuple[Array, Array]:
@@ -151,6 +198,7 @@ def _torch_model(notes: Notes, name: str, inputs: dict[str, InputConfig], rows: 
         (source,) = loaded.spec.inputs
         x = np.random.default_rng(1).integers(0, 256, (rows, *source.shape[1:])).astype(NUMPY_DTYPES[source.data_type])
         (y,) = _run(loaded, [x])
+        _captured(notes, loaded, f"{name}: ")
     module = getattr(models, name)().float().eval()
     given = library.from_numpy(
         x.astype("i8") if name == "bert" else (x / 255).astype("f4").transpose(0, 3, 1, 2).copy()
@@ -180,7 +228,7 @@ def _loaded(
 ) -> Iterator[Loaded]:
     config = ModelConfig(
         path=path,
-        engine=EngineConfig(name=engine, devices=["cuda:0"], options=options),
+        engine=EngineConfig(name=engine, devices=[DEVICE], options=options),
         batching=BatchingConfig(max_batch_size=max(ROWS)),
         buckets=buckets or BucketsConfig(),
         inputs=inputs or {},

@@ -49,9 +49,14 @@ class _Child:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            with self._said:
+            try:
                 told = json.loads(line)
-                self.lines[told["what"]] = told
+                what = told["what"]
+            except (ValueError, KeyError, TypeError):  # a line of some library
+                print(line, end="")
+                continue
+            with self._said:
+                self.lines[what] = told
                 self._said.notify_all()
         with self._said:
             self._ended = True
@@ -151,6 +156,8 @@ def _served_lost(notes: Notes) -> None:
             notes.check("served, illegal address: the caller gets UNAVAILABLE", good=True, detail=str(error))
         except ForebayError as error:
             notes.check("served, illegal address: the caller gets UNAVAILABLE", good=False, detail=str(error))
+        else:
+            notes.check("served, illegal address: the caller gets UNAVAILABLE", good=False, detail="it got an answer")
         status = served.wait(PATIENCE)
         notes.check(
             f"served, illegal address: the process leaves with {EXIT_DEVICE}", status == EXIT_DEVICE, str(status)
@@ -161,7 +168,7 @@ def _served_lost(notes: Notes) -> None:
 
 def _served_endless(notes: Notes) -> None:
     with serve("check:width=8", "--set", "models.0.engine.max_execution_s=3") as served:
-        notes.check("served, hang: it works before", _right(served, 1))
+        notes.check("served, hang: it works before", _right(served, 1) and served.healthy("check"))
         began = time.monotonic()
         try:
             served.client.predict("check", _rows(ENDLESS), deadline=60.0)
@@ -169,6 +176,8 @@ def _served_endless(notes: Notes) -> None:
             seconds = time.monotonic() - began
             notes.check("served, hang: the watchdog tells the caller", isinstance(error, Unavailable), str(error))
             notes.figure("served, hang: found after", seconds, "s", most=30.0)
-        notes.check("served, hang: the model's health turns", not served.healthy())
+        else:
+            notes.check("served, hang: the watchdog tells the caller", good=False, detail="it got an answer")
+        notes.check("served, hang: the model's health turns", not served.healthy("check"))
     with serve("check:width=8") as served:
         notes.check("served, hang: the next process works", _right(served, 2))

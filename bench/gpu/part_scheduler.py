@@ -23,7 +23,7 @@ from forebay_server.scheduling.runner import Runner
 WIDTH = 64
 ROWS = 32
 BATCHES = 4000
-CYCLES = 1_000_000  # about half a millisecond
+NANOSECONDS = 500_000  # of a batch
 WAITING = 8 * ROWS  # requests that are kept waiting, so that every batch is full
 MOST_OVERHEAD = 50.0  # microseconds
 
@@ -66,7 +66,7 @@ def run(notes: Notes) -> None:
 
 
 def _instance(device: Device) -> GpuInstance:
-    instance = GpuInstance(device, Work(device, cycles=CYCLES), spec_of(WIDTH), depth=2)
+    instance = GpuInstance(device, Work(device, nanoseconds=NANOSECONDS), spec_of(WIDTH), depth=2)
     (x,) = instance.stage([(ROWS, WIDTH)])
     x[...] = 1
     instance.infer(EngineBatch([x], ROWS))

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from bench.gpu.outcome import Notes
-from bench.gpu.serving import Served, serve
+from bench.gpu.serving import DEVICE, Served, serve
 from forebay_server.config.tree import BatchingConfig, EngineConfig, InputConfig, ModelConfig
 from forebay_server.engines.base import EngineBatch
 from forebay_server.engines.gpu import cuda
@@ -25,12 +25,14 @@ SECONDS: Final = 20.0  # of the served measurement
 WARM_UP: Final = 5.0  # seconds of calls before it
 IN_PROCESS: Final = 3.0  # seconds for each batch size
 ITEMS: Final = 64
+AHEAD: Final = 0.5  # seconds of the server's work that callers keep waiting there
+LARGEST: Final = {"bert": 128, "resnet": 64}  # rows of a batch
 GOAL: Final = 0.9
 
 
 def bert(notes: Notes) -> None:
     """Small messages: 256 bytes of token ids."""
-    _measure(notes, "bert", {"ids": InputConfig(data_type="UINT16")}, largest=128, goal=GOAL)
+    _measure(notes, "bert", {"ids": InputConfig(data_type="UINT16")}, goal=GOAL)
 
 
 def resnet(notes: Notes) -> None:
@@ -38,12 +40,12 @@ def resnet(notes: Notes) -> None:
     images = InputConfig(
         data_type="UINT8", layout="channels_last", scale=1 / 255, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]
     )
-    _measure(notes, "resnet", {"image": images}, largest=64, goal=None)
+    _measure(notes, "resnet", {"image": images}, goal=None)
 
 
-def _measure(notes: Notes, name: str, inputs: dict[str, InputConfig], *, largest: int, goal: float | None) -> None:
+def _measure(notes: Notes, name: str, inputs: dict[str, InputConfig], *, goal: float | None) -> None:
     cuda.devices()
-    path = f"{MODELS}:{name}"
+    path, largest = f"{MODELS}:{name}", LARGEST[name]
     items, expected, best, rows = _in_process(notes, path, inputs, largest)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -51,9 +53,11 @@ def _measure(notes: Notes, name: str, inputs: dict[str, InputConfig], *, largest
         (folder / "forebay.toml").write_text(_toml(path, name, inputs))
         options = ("--engine", "torch", "--max-batch-size", str(largest))
         with serve("--config", str(folder / "forebay.toml"), *options) as served:
-            rate, busy, wrong = _served(served, name, folder / "items.npz")
+            waiting = max(4 * largest, int(best * AHEAD))
+            rate, busy, wrong, ended = _served(served, name, folder / "items.npz", waiting)
             (told,) = served.client.statistics(name)
     notes.check("served answers are the model's own", not wrong, f"{wrong} wrong")
+    notes.check("no caller was refused", not ended, ended)
     notes.figure("served", rate, "items/s")
     notes.figure("served over in-process", rate / best, least=goal)
     if busy is not None:
@@ -72,12 +76,15 @@ def _in_process(
     """Items with their answers, items a second at the best batch size, and that size."""
     config = ModelConfig(
         path=path,
-        engine=EngineConfig(name="torch", devices=["cuda:0"]),
+        engine=EngineConfig(name="torch", devices=[DEVICE]),
         batching=BatchingConfig(max_batch_size=largest),
         inputs=inputs,
     )
     loaded = load(config)
     instance: Any = loaded.instances[0]
+    notes.figure("graphs", getattr(instance, "captured", 0), least=len(loaded.measurements) * instance.depth)
+    if loaded.unbatched_because:
+        notes.check("its rows share batches", good=False, detail=loaded.unbatched_because)
     (source,) = loaded.spec.inputs
     random = np.random.default_rng(9)
     items = random.integers(0, 256, (ITEMS, *source.shape[1:])).astype(NUMPY_DTYPES[source.data_type])
@@ -101,22 +108,22 @@ def _in_process(
 def _rate(instance: Any, batch: Array) -> float:
     """Rows a second with as many batches in flight as may be."""
     flying: list[object] = []
-    answered = 0
+    issued = 0
     begin = time.perf_counter()
-    while (now := time.perf_counter()) - begin < IN_PROCESS:
+    while time.perf_counter() - begin < IN_PROCESS:
         if len(flying) == instance.depth:
             instance.collect(flying.pop(0))
-            answered += len(batch)
         staged = instance.stage([batch.shape])
         staged[0][...] = batch
         flying.append(instance.issue(EngineBatch(staged, len(batch))))
+        issued += len(batch)
     for ticket in flying:
         instance.collect(ticket)
-    return answered / (now - begin)
+    return issued / (time.perf_counter() - begin)
 
 
-def _served(served: Served, name: str, file: Path) -> tuple[float, float | None, int]:
-    """Items a second over all callers, the GPU's busy share, and wrong answers."""
+def _served(served: Served, name: str, file: Path, waiting: int) -> tuple[float, float | None, int, str]:
+    """Items a second over all callers, the GPU's busy share, wrong answers, and what ended a caller."""
     callers = max(1, min(8, len(os.sched_getaffinity(0)) - 3))
     command = [
         sys.executable,
@@ -127,6 +134,7 @@ def _served(served: Served, name: str, file: Path) -> tuple[float, float | None,
         str(file),
         f"{WARM_UP:g}",
         f"{SECONDS:g}",
+        str(max(1, waiting // callers)),
     ]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(callers)]
     time.sleep(WARM_UP + 2.0)  # they start, and warm up
@@ -136,6 +144,7 @@ def _served(served: Served, name: str, file: Path) -> tuple[float, float | None,
         sum(each["answered"] for each in told) / SECONDS,
         busy,
         sum(each["wrong"] for each in told),
+        next((each["ended"] for each in told if each["ended"]), ""),
     )
 
 

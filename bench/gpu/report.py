@@ -1,5 +1,6 @@
 """From outcomes to the report: JSON, a page, and the table of the README. Standard library only."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -7,45 +8,90 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu import here
-from bench.gpu.outcome import FAILED, NOT_EXECUTED, PASSED, Finding, Outcome
+from bench.gpu.outcome import FAILED, NOT_EXECUTED, PASSED, Finding, Outcome, outcome_of
+from bench.gpu.parts import PARTS
 
 FORMAT = 1
 _BEGIN, _END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 _MARKS = {PASSED: "passed", FAILED: "**failed**", NOT_EXECUTED: "*not executed*"}
 
 
-def as_json(date: str, described: dict[str, Any], wheels: Sequence[str], outcomes: Sequence[Outcome]) -> str:
-    """The report for programs."""
-    report = {
-        "format": FORMAT,
-        "date": date,
-        "machine": described,
-        "wheels": list(wheels),
-        "parts": [outcome.as_dict() for outcome in outcomes],
-    }
-    return json.dumps(report, indent=1) + "\n"
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Report:
+    """What is reported."""
+
+    date: str
+    """Of the run; of several that were joined, of the first and of the last."""
+    machine: dict[str, Any]
+    """See `here.describe`."""
+    wheels: list[str]
+    """Those that were used beside what was installed."""
+    outcomes: list[Outcome] = dataclasses.field(default_factory=list)
+
+    def as_json(self) -> str:
+        """For programs."""
+        told = {
+            "format": FORMAT,
+            "date": self.date,
+            "machine": self.machine,
+            "wheels": self.wheels,
+            "parts": [outcome.as_dict() for outcome in self.outcomes],
+        }
+        return json.dumps(told, indent=1) + "\n"
+
+    def page(self) -> str:
+        """For people."""
+        lines = [
+            "# GPU check",
+            "",
+            "*This page is made by `make gpu-check`. [gpu.md](gpu.md#checking-a-machine) says how to read it.*",
+            "",
+            f"{self.date}. {here.sentence(self.machine)}",
+            "",
+        ]
+        if self.wheels:
+            lines += [f"From a folder of wheels: {', '.join(self.wheels)}.", ""]
+        lines += table(self.outcomes)
+        for outcome in self.outcomes:
+            if outcome.findings or outcome.state == FAILED:
+                lines += ["", f"## {outcome.part}: {outcome.title}", ""]
+                lines += [f"{_MARKS[outcome.state]}: {_cell(outcome.reason)}", ""] if outcome.reason else []
+                lines += ["| what | found | goal | |", "|---|---:|---|---|"]
+                lines += [_row(finding) for finding in outcome.findings]
+        return "\n".join(lines) + "\n"
 
 
-def page(date: str, described: dict[str, Any], wheels: Sequence[str], outcomes: Sequence[Outcome]) -> str:
-    """The report for people."""
-    lines = [
-        "# GPU check",
-        "",
-        "*This page is made by `make gpu-check`. [gpu.md](gpu.md#checking-a-machine) says how to read it.*",
-        "",
-        f"{date}. {here.sentence(described)}",
-        "",
-    ]
-    if wheels:
-        lines += [f"From a folder of wheels: {', '.join(wheels)}.", ""]
-    lines += table(outcomes)
-    for outcome in outcomes:
-        if outcome.findings or outcome.state == FAILED:
-            lines += ["", f"## {outcome.part}: {outcome.title}", ""]
-            lines += [f"{_MARKS[outcome.state]}: {_cell(outcome.reason)}", ""] if outcome.reason else []
-            lines += ["| what | found | goal | |", "|---|---:|---|---|"]
-            lines += [_row(finding) for finding in outcome.findings]
-    return "\n".join(lines) + "\n"
+def read(file: Path) -> Report:
+    """The report in a `gpu-check.json`."""
+    told = json.loads(file.read_text())
+    if told["format"] != FORMAT:
+        raise ValueError(f"{file}: its format is {told['format']}, not {FORMAT}")
+    outcomes = [outcome_of(part) for part in told["parts"]]
+    return Report(date=told["date"], machine=told["machine"], wheels=told["wheels"], outcomes=outcomes)
+
+
+def joined(files: Sequence[Path]) -> Report:
+    """One report of several runs on one machine: of each part the last run that executed it.
+
+    Raises:
+        ValueError: They are of different machines or packages, so that one sentence could not tell of all.
+    """
+    reports = [read(file) for file in files]
+    first = reports[0]
+    parts: dict[str, Outcome] = {}
+    for file, each in zip(files, reports, strict=True):
+        if (each.machine, each.wheels) != (first.machine, first.wheels):
+            raise ValueError(f"{file}: it is of another machine, or other packages, than {files[0]}")
+        for outcome in each.outcomes:
+            if outcome.state != NOT_EXECUTED or parts.get(outcome.part, outcome).state == NOT_EXECUTED:
+                parts[outcome.part] = outcome
+    dates = list(dict.fromkeys(each.date for each in reports))
+    return Report(
+        date=dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
+        machine=first.machine,
+        wheels=first.wheels,
+        outcomes=[parts[name] for name in PARTS if name in parts],
+    )
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
@@ -57,20 +103,19 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
     return lines
 
 
-def readme(text: str, date: str, described: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
+def readme(text: str, report: Report) -> str:
     """The README with the newest table between its marks."""
-    lines = [_BEGIN, f"`make gpu-check`, {date}. {here.sentence(described)}", "", *table(outcomes), _END]
+    said = f"`make gpu-check`, {report.date}. {here.sentence(report.machine)}"
+    lines = [_BEGIN, said, "", *table(report.outcomes), _END]
     return re.sub(f"{_BEGIN}.*{_END}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
 
 
-def write(
-    folder: Path, date: str, described: dict[str, Any], wheels: Sequence[str], outcomes: Sequence[Outcome]
-) -> Path:
+def write(folder: Path, report: Report) -> Path:
     """Writes `gpu-check.json` and `gpu-check.md`; gives the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu-check.json").write_text(as_json(date, described, wheels, outcomes))
+    (folder / "gpu-check.json").write_text(report.as_json())
     file = folder / "gpu-check.md"
-    file.write_text(page(date, described, wheels, outcomes))
+    file.write_text(report.page())
     return file
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import IO
 
 from bench.gpu.outcome import NotExecuted
-from forebay_client import Client, ForebayError, Health
+from forebay_client import Client, ForebayError, Health, Retry
 
+DEVICE = "cuda:0"
 START = 420.0  # seconds until it must be ready; kernels may have to be compiled
 STOP = 60.0  # seconds from SIGTERM to its end
 
@@ -36,10 +37,10 @@ class Served:
         except subprocess.TimeoutExpired:
             return None
 
-    def healthy(self) -> bool:
-        """Whether all its models serve."""
+    def healthy(self, model: str) -> bool:
+        """Whether a model serves."""
         try:
-            return self.client.health() is Health.SERVING
+            return self.client.health(f"model/{model}") is Health.SERVING
         except ForebayError:
             return False
 
@@ -61,11 +62,12 @@ def serve(*arguments: str) -> Iterator[Served]:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     command = [sys.executable, "-m", "forebay_server", "serve", *arguments]
-    command += ["--listen", address, "--device", "cuda:0", "--log-level", "warning"]
+    command += ["--listen", address, "--device", DEVICE, "--log-level", "warning"]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, text=True)
         try:
-            with Client(address) as client:
+            # What fails is to be seen as it is, and not to be sent again to a device that hangs.
+            with Client(address, retry=Retry(attempts=1)) as client:
                 _wait_until_ready(process, client, log)
                 yield Served(process, address, client)
         finally:

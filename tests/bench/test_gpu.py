@@ -14,6 +14,7 @@ from bench.gpu import here, report, site, wheels
 from bench.gpu.child import missing
 from bench.gpu.outcome import FAILED, NOT_EXECUTED, PASSED, Notes, Outcome, read
 from bench.gpu.parts import PARTS, Part
+from bench.gpu.report import Report
 from forebay_server.engines.gpu import cuda
 from forebay_server.engines.gpu.device import NoDevice
 
@@ -72,14 +73,11 @@ def test_the_report_says_where_and_when(checked):
 
 def test_the_readme_repeats_the_last_report_and_nothing_better():
     """The table between its marks is that of docs/gpu-check.json, word for word."""
-    told = json.loads((ROOT / "docs" / "gpu-check.json").read_text())
-    outcomes = [command.outcome.outcome_of(part) for part in told["parts"]]
+    last = report.read(ROOT / "docs" / "gpu-check.json")
     page = (ROOT / "README.md").read_text()
-    assert report.readme(page, told["date"], told["machine"], outcomes) == page
+    assert report.readme(page, last) == page
     assert "<!-- gpu:begin -->" in page
-    assert (ROOT / "docs" / "gpu-check.md").read_text() == report.page(
-        told["date"], told["machine"], told["wheels"], outcomes
-    )
+    assert (ROOT / "docs" / "gpu-check.md").read_text() == last.page()
 
 
 def test_a_part_that_takes_too_long_is_ended(tmp_path):
@@ -88,6 +86,39 @@ def test_a_part_that_takes_too_long_is_ended(tmp_path):
     environment, _ = site.make(tmp_path / "packages", None)
     found = command.run_part("device", environment, tmp_path, 0.01)
     assert (found.state, found.reason) == (FAILED, "it was ended after 0.01 s")
+
+
+def test_a_part_for_which_no_time_is_left_is_not_executed(tmp_path):
+    """That of all parts together is bounded too."""
+    found = command.run_part("device", {}, tmp_path, 0.0)
+    assert (found.state, found.reason) == (NOT_EXECUTED, "no time was left for it")
+
+
+def test_runs_on_one_machine_are_joined(tmp_path):
+    """Of each part the last that was executed, in the order of the parts; of two machines nothing is joined."""
+
+    def write(name, date, machine="one", **states):
+        outcomes = [Outcome(part=part, title=part, state=state, reason=date) for part, state in states.items()]
+        told = Report(date=date, machine={"gpus": [{"name": machine}]}, wheels=[], outcomes=outcomes)
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "gpu-check.json").write_text(told.as_json())
+        return folder / "gpu-check.json"
+
+    files = [
+        write("a", "first", bert=NOT_EXECUTED, device=PASSED, graphs=FAILED),
+        write("b", "second", bert=PASSED, device=NOT_EXECUTED, graphs=PASSED, leaks=NOT_EXECUTED),
+    ]
+    found = report.joined(files)
+    assert [(each.part, each.state, each.reason) for each in found.outcomes] == [
+        ("device", PASSED, "first"),
+        ("graphs", PASSED, "second"),
+        ("leaks", NOT_EXECUTED, "second"),
+        ("bert", PASSED, "second"),
+    ]
+    assert (found.date, found.machine) == ("first to second", {"gpus": [{"name": "one"}]})
+    with pytest.raises(ValueError, match="it is of another machine"):
+        report.joined([*files, write("c", "third", machine="two", bert=PASSED)])
 
 
 def test_parts_can_be_picked():
@@ -151,7 +182,8 @@ def test_the_page_shows_figures_goals_and_reasons():
     notes.figure("served over in-process", 0.8765, least=0.9)
     notes.figure("served", 12345.6, "items/s")
     notes.check("answers", good=True, detail="64 of them")
-    page = report.page("2026-01-01 00:00 UTC", {**here.describe([]), "gpus": []}, ["a.whl"], [bad])
+    machine = {**here.describe([]), "gpus": []}
+    page = Report(date="2026-01-01 00:00 UTC", machine=machine, wheels=["a.whl"], outcomes=[bad]).page()
     assert "| `bert` | BERT | **failed**: served \\| slow |" in page
     assert "| served over in-process | 0.8765 | at least 0.9 | **no** |" in page
     assert "| served | 12,346 items/s |  |  |" in page

@@ -12,41 +12,16 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from bench.gpu import engine, part_device, part_engines, part_path, part_preparation, part_scheduler
+from bench.gpu import part_device, part_engines, part_path, part_preparation, part_scheduler
 from bench.gpu.outcome import FAILED, PASSED, Notes, NotExecuted, Outcome
 from forebay_server.app.server import Server
 from forebay_server.config.tree import Config, ExposureConfig, ModelConfig, ServerConfig
 from forebay_server.engines import onnxruntime as onnx_engine
 from forebay_server.engines.gpu import cuda, nvrtc
+from tests.bench.machine import HostWork
 from tests.server.engines.gpu.fake import FakeDevice, RealTime
 from tests.server.engines.gpu.kernel import HostCompiler
 from tests.server.engines.gpu.onnx_on_cuda import package
-
-CLOCK = 1e9  # a fake device's cycles in a second
-
-
-class HostWork(engine.Work):
-    """What `work.cu` computes, as operations of a fake device."""
-
-    def __init__(self, device, *, cycles=0, launches=1):
-        self._device = device
-        self._cycles = cycles
-        self._launches = launches
-        self.wrong = 0
-
-    def enqueue(self, inputs, shapes, outputs, stream):
-        size = 4 * int(np.prod(shapes[0]))
-
-        def compute():
-            x = self._device.view(inputs[0], size).view("f4")
-            self._device.view(outputs[0], size).view("f4")[:] = 2 * x + self.wrong
-
-        for _ in range(self._launches):
-            spans = {"reads": [(inputs[0], size)], "writes": [(outputs[0], size)]}
-            stream.compute(max(1e-6, self._cycles / CLOCK), compute, **spans)
-
-    def close(self):
-        """It has no memory of its own."""
 
 
 @pytest.fixture
@@ -111,7 +86,7 @@ def test_overlap(device, notes):
     part_path.overlap(notes)
     assert wrong(notes) == []
     by_title = {finding.title: finding.value for finding in notes.outcome.findings}
-    assert by_title["batches beside whose computing the next one's upload ran"] >= 0.9
+    assert by_title["uploads that ran beside the computing of another batch"] >= 0.9
     assert by_title["time per batch over its longest step"] < 1.25
     assert made.hazards == []
 
@@ -123,11 +98,10 @@ def test_overlap_that_is_none_is_found(device, notes, monkeypatch):
     monkeypatch.setattr(part_path, "GpuInstance", lambda *given, **how: instance(*given, **{**how, "depth": 1}))
     device()
     part_path.overlap(notes)
-    assert wrong(notes) == [
-        "batches beside whose computing the next one's upload ran",
-        "batches beside whose computing the one before's download ran",
-        "time per batch over its longest step",
-    ]
+    assert wrong(notes)[:2] == [
+        "uploads that ran beside the computing of another batch",
+        "downloads that ran beside the computing of another batch",
+    ]  # and the time per batch is longer, by how much depends on the machine
     assert notes.outcome.state == FAILED
 
 
@@ -193,7 +167,8 @@ def test_onnxruntime(device, notes, monkeypatch):
     assert wrong(notes) == []
     exact = [finding for finding in notes.outcome.findings if "exact in the buckets" in finding.title]
     assert len(exact) == len(part_engines.ONNX_TYPES)
-    assert len(notes.outcome.findings) == len(exact) + 3 * 2 * 3  # ways of graphs, types, numbers of rows
+    # Ways of graphs, types, numbers of rows; and of two ways whether each type was captured.
+    assert len(notes.outcome.findings) == len(exact) + 3 * 2 * 3 + 2 * 2
     assert (made.used, made.open, made.hazards) == (0, 0, [])
 
 
@@ -219,11 +194,14 @@ def test_the_generator_counts_what_a_server_answers(tmp_path):
             np.savez(tmp_path / name, items=items, expected=expected)
             command = [sys.executable, "-m", "bench.gpu.generator", server.addresses["public"], "echo"]
             finished = subprocess.run(
-                [*command, str(tmp_path / f"{name}.npz"), "0.1", "0.5"], capture_output=True, text=True, check=True
+                [*command, str(tmp_path / f"{name}.npz"), "0.1", "0.5", "64"],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             told = json.loads(finished.stdout)
             assert told["answered"] > 0
-            assert bool(told["wrong"]) is some
+            assert (bool(told["wrong"]), told["ended"]) == (some, "")
     finally:
         server.close()
 

@@ -42,8 +42,9 @@ def serve(config: Config) -> int:
 
     Returns:
         The exit code: 0 after a drain, 1 if a model could not be loaded, if the job store can't be used, or if accepted
-        requests were left at the end of the grace period, 70 after a fault of the server itself, 72 after a drain
-        because the last device is lost: only a new process can use it again.
+        requests were left at the end of the grace period, 70 after a fault of the server itself. After a drain because
+        the last device is lost, which only a new process can use again, it does not return: the process ends with 72,
+        without the farewells of libraries, which may abort on a device that is lost.
 
     Raises:
         ConfigError: An address is taken, a certificate can't be read, ...
@@ -52,9 +53,14 @@ def serve(config: Config) -> int:
     gc.set_threshold(*GARBAGE)
     try:
         allow_files(config)
-        return _serve(config, writer)
+        code = _serve(config, writer)
     finally:
         writer.close()
+    if code == EXIT_DEVICE:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def allow_files(config: Config) -> None:

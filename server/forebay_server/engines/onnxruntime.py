@@ -157,7 +157,9 @@ class OnnxRuntimeEngine:
     def instance(self, index: int) -> Instance:
         """Makes an instance; the first always runs the session that `load` opened."""
         if self._cuda is not None:
-            return self._cuda.instance(replace(self._spec, batched=self._batched))
+            most = self._options.batching.max_batch_size or MOST_ROWS
+            spec = replace(self._spec, batched=self._batched)
+            return self._cuda.instance(spec, self._options.buckets.shapes, most)
         session = self._make_session() if self._session_per_instance and index > 0 else self._session
         types = {tensor.data_type for tensor in (*self._spec.inputs, *self._spec.outputs)}
         if DataType.BF16 in types:

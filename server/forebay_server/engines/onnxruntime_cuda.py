@@ -28,6 +28,7 @@ from typing import Any, Final
 import structlog
 
 from forebay_server.engines.base import Instance, ModelLoadError, ParameterValue
+from forebay_server.engines.gpu import room
 from forebay_server.engines.gpu.device import Device, Stream
 from forebay_server.engines.gpu.graphs import MOST
 from forebay_server.engines.gpu.pipeline import GpuInstance
@@ -125,21 +126,29 @@ class CudaSessions:
         """Lets the device prepare inputs, if it can."""
         return self._preparer.prepare(preparations)
 
-    def instance(self, spec: ModelSpec) -> Instance:
-        """Makes an instance around a session of its own."""
+    def instance(self, spec: ModelSpec, shapes: Mapping[str, Sequence[Sequence[int]]], rows: int) -> Instance:
+        """Makes an instance around a session of its own, with room for its largest batches.
+
+        Args:
+            spec: The model's.
+            shapes: Its buckets, as the owner has set them.
+            rows: The most rows in a batch.
+        """
         session, stream = self._first or self._open()
         self._first = None
         form = RecordingComputation if self.graphs == "session" else SessionComputation
-        computation, spec = self._preparer.around(form(self._onnxruntime, session, spec, device=self._device), spec)
-        return GpuInstance(
+        computation, sent = self._preparer.around(form(self._onnxruntime, session, spec, device=self._device), spec)
+        instance = GpuInstance(
             self._device,
             computation,
-            spec,
+            sent,
             depth=self._depth,
             budget=self._budget,
             graphs=0 if self.graphs == "none" else MOST,
             stream=stream,
         )
+        room.make(instance, self._preparer, spec, shapes, rows)
+        return instance
 
     def close(self) -> None:
         """Lets go of a session that no instance has, and of the device."""

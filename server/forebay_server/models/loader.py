@@ -174,8 +174,9 @@ def _prepare(
         unbatched_because=because,
     )
     loaded.cost_key = _cost_key(loaded, found)
+    count = _instances(config, engines[0], name)
     for engine in engines:
-        _make_instances(engine, config.engine.instances, preparations, instances)
+        _make_instances(engine, count, preparations, instances)
     tell(ModelState.WARMING, "running first batches")
     measuring.warm(loaded, cache)
     measuring.choose(loaded)
@@ -191,6 +192,24 @@ def _loaded_spec(config: ModelConfig, engines: Sequence[Engine]) -> ModelSpec:
                 f"{config.path}: it is not the same model on {engine.device} as on {engines[0].device}"
             )
     return specs[0]
+
+
+def _instances(config: ModelConfig, engine: Engine, name: str) -> int:
+    """How many instances an engine makes: as set, but one of what keeps the GIL while it runs.
+
+    Others of these would wait for it. Worse, each would need a thread of its own, in which a batch stops the dispatcher
+    as well, but the watchdog would not know for how long it may.
+    """
+    wanted = config.engine.instances
+    if wanted == 1 or not getattr(engine, "holds_gil", False):  # others' engines need not have it
+        return wanted
+    _log.warning(
+        "one instance is made of several",
+        model=name,
+        instances=wanted,
+        because="its batches hold Python's lock, so no two of them run at the same time",
+    )
+    return 1
 
 
 def _make_instances(

@@ -75,7 +75,7 @@ def _check_batch(loaded: Loaded, bucket: Bucket, kind: Kind, rng: np.random.Gene
         loaded.buckets = Buckets(loaded.spec, loaded.config.buckets)
         _unbatch(loaded, complaint)
         return
-    rows = smallest if loaded.batch_sizes else min(CHECKED_ROWS, loaded.max_batch_size)
+    rows = _checked_rows(loaded)
     if not loaded.config.batching.check_rows or rows < 2:
         return
     try:
@@ -85,6 +85,13 @@ def _check_batch(loaded: Loaded, bucket: Bucket, kind: Kind, rng: np.random.Gene
         _log.warning("a batch failed at warm-up", model=loaded.name, rows=rows, error=str(error))
     if reason:
         _unbatch(loaded, reason)
+
+
+def _checked_rows(loaded: Loaded) -> int:
+    """The size of the batch in which rows are compared: a small one, of those that the model takes."""
+    if not loaded.batch_sizes:
+        return min(CHECKED_ROWS, loaded.max_batch_size)
+    return min((size for size in loaded.batch_sizes if size >= CHECKED_ROWS), default=max(loaded.batch_sizes))
 
 
 def _unbatch(loaded: Loaded, reason: str) -> None:

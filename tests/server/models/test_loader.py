@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import structlog
 from onnx import TensorProto, helper, numpy_helper
 
 from forebay_server.config.tree import BatchingConfig, BucketsConfig, EngineConfig, InputConfig, ModelConfig
@@ -267,7 +268,30 @@ def test_what_holds_the_gil_runs_inline(loaded, monkeypatch):
     monkeypatch.setattr(SyntheticEngine, "holds_gil", property(lambda _: True, lambda *_: None), raising=False)
     assert loaded("synthetic:base_ms=5").inline
     assert not loaded("synthetic:base_ms=5", engine=EngineConfig(run="worker")).inline
-    assert not loaded("synthetic:base_ms=5", engine=EngineConfig(instances=2)).inline
+
+
+def test_of_what_holds_the_gil_there_is_one_instance(loaded, monkeypatch):
+    """Others could only wait for it, and the watchdog would not know of their batches. The log says so."""
+    assert len(loaded("synthetic:base_ms=5", engine=EngineConfig(instances=3)).instances) == 3
+    monkeypatch.setattr(SyntheticEngine, "holds_gil", property(lambda _: True, lambda *_: None), raising=False)
+    with structlog.testing.capture_logs() as logs:
+        model = loaded("synthetic:base_ms=5", engine=EngineConfig(instances=3))
+    assert (len(model.instances), model.inline) == (1, True)
+    assert [(log["event"], log["instances"]) for log in logs] == [("one instance is made of several", 3)]
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 3, 4, 6, 8), (1, 2), (8,)])
+def test_rows_are_compared_where_batches_have_certain_sizes(loaded, monkeypatch, sizes):
+    """A graph's ladder begins with one row, in which no row has a neighbour: a larger batch is looked at."""
+
+    def sized(engine):
+        engine.batch_sizes = sizes
+        return opened(engine)
+
+    opened = SyntheticEngine.load
+    monkeypatch.setattr(SyntheticEngine, "load", sized)
+    assert loaded("synthetic:").max_batch_size == sizes[-1]
+    assert loaded("synthetic:coupled=true").max_batch_size == 1
 
 
 def test_memory_caps_the_batch(loaded):

@@ -126,10 +126,15 @@ class CudaDevice:
         self.runtime.cudaGetLastError()  # or the next one to ask would be told of it
         if kind is faults.Kind.MEMORY:
             raise OutOfMemory(text)
-        if kind is faults.Kind.STICKY or (kind is faults.Kind.CALL and self.runtime.cudaMemGetInfo()[0]):
+        if kind is faults.Kind.STICKY or (kind is faults.Kind.CALL and self._is_silent()):
             self._lost = self._lost or text
             raise EngineDead(self._lost, self.label)
         raise DeviceError(text)
+
+    def _is_silent(self) -> bool:
+        """Whether the next question gets no answer either. That the thread captures just now is an answer."""
+        code = int(self.runtime.cudaMemGetInfo()[0])
+        return code != faults.SUCCESS and faults.kind_of(code) is not faults.Kind.CAPTURE
 
     def use(self) -> None:
         """Makes it the device of the calling thread."""
@@ -195,6 +200,7 @@ class CudaEvent:
         """Whether it is."""
         (error,) = self._device.runtime.cudaEventQuery(self.event)
         if int(error) == faults.NOT_READY:
+            self._device.runtime.cudaGetLastError()  # libraries would take it for an error of theirs
             return False
         self._device.call(lambda: (error,))
         return True

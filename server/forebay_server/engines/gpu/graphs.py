@@ -46,14 +46,15 @@ class Graphs:
         self._stream = stream
         self._most = most
         self._graphs: list[Graph] = []
-        self._count = 0
+        self.count = 0
+        """How many there are."""
         self._refused = 0
 
     @property
     def wanted(self) -> bool:
         """Whether there can be one more."""
         able = self._computation.capturable or isinstance(self._computation, Recording)
-        return able and self._count < self._most
+        return able and self.count < self._most
 
     def capture(self, inputs: Sequence[int], shapes: Sequence[Shape], outputs: Sequence[int]) -> Launch | None:
         """Makes a graph of one run; the arguments are those of `Computation.enqueue`.
@@ -75,7 +76,7 @@ class Graphs:
             if self._refused == 1:  # the others will fail alike
                 _log.warning("graph not captured", shapes=shapes, because=str(error))
             return None
-        self._count += 1
+        self.count += 1
         return launch
 
     def close(self) -> None:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
+from forebay_server.engines.base import OutOfMemory
+from forebay_server.engines.gpu import faults
 from forebay_server.engines.gpu.device import Device, DeviceError, NoDevice, Stream
 
 THREADS: Final = 256  # of a block
@@ -29,13 +31,20 @@ class NvrtcKernel:
         self._types = arguments
 
     def launch(self, arguments: tuple[int, ...], count: int, stream: Stream) -> None:
-        """Enqueues it with at least one thread for each of `count` elements, or as many as there may be."""
+        """Enqueues it with at least one thread for each of `count` elements, or as many as there may be.
+
+        Raises:
+            OutOfMemory: The device has no memory for the launch itself.
+            DeviceError: The driver refuses it.
+        """
         blocks = min(MOST_BLOCKS, -(-count // THREADS))
-        _check(
-            self._driver.cuLaunchKernel(
-                self._function, blocks, 1, 1, THREADS, 1, 1, 0, stream.handle, (arguments, self._types), 0
-            )
+        answer = self._driver.cuLaunchKernel(
+            self._function, blocks, 1, 1, THREADS, 1, 1, 0, stream.handle, (arguments, self._types), 0
         )
+        if answer[0]:
+            if faults.kind_of(int(answer[0])) is faults.Kind.MEMORY:  # the driver's codes are the runtime's
+                raise OutOfMemory(f"no memory to launch a kernel ({answer[0].name})")
+            _check(answer)
 
 
 class NvrtcCompiler:
@@ -58,17 +67,20 @@ class NvrtcCompiler:
         """Compiles and loads one.
 
         Raises:
-            NoDevice: There is no NVRTC, or it refuses.
+            NoDevice: There is no NVRTC, or it or the driver refuses.
         """
         key = (self._device.index, self._text, self._name, defines)
         with _lock:
             if key not in _kernels:
-                code = machine_code(self._text, defines, self._device.compute_capability)
-                from cuda.bindings import driver  # noqa: PLC0415  # heavy: only where a GPU prepares inputs
-
                 self._device.use()
-                module = _check(driver.cuModuleLoadData(code))
-                function = _check(driver.cuModuleGetFunction(module, self._name.encode()))
+                try:
+                    code = machine_code(self._text, defines, self._device.compute_capability)
+                    from cuda.bindings import driver  # noqa: PLC0415  # heavy: only where a GPU prepares inputs
+
+                    module = _check(driver.cuModuleLoadData(code))
+                    function = _check(driver.cuModuleGetFunction(module, self._name.encode()))
+                except DeviceError as error:
+                    raise NoDevice(f"{self._device.label} does not take the kernel {self._name!r}: {error}") from error
                 _kernels[key] = NvrtcKernel(driver, function, self._arguments)
             return _kernels[key]
 

@@ -84,6 +84,11 @@ class GpuInstance:
         self._ring = [_Buffers(device, budget or Budget()) for _ in range(depth)]
         self._turn = 0
 
+    @property
+    def captured(self) -> int:
+        """How many graphs it has: one for each set of buffers and combination of shapes that warm-up has captured."""
+        return self._graphs.count
+
     def reserve(self, shapes: Sequence[Shape]) -> None:
         """Allocates what batches up to such a size need. At load, the largest first: then there is one piece of each.
 

@@ -84,13 +84,17 @@ class _Input:
             stream.close()
             pinned.close()
 
+    def make_room(self, shape: Shape) -> int:
+        """The address of what a batch of this shape becomes."""
+        return self._memory.fit(math.prod(self.made.target_shape(shape)) * self._item).address
+
     def enqueue(self, source: int, shape: Shape, stream: Stream) -> int:
         """Enqueues the kernel, and gives the address of what it makes."""
         made = self.made
         count, *rest = geometry(made, shape)
         if count > MOST_ELEMENTS:
             raise DeviceError(f"the input {made.source.name!r} has {count} elements, more than can be prepared")
-        target = self._memory.fit(count * self._item).address
+        target = self.make_room(shape)
         table = 0 if made.table is None else self._table.fit(made.table.nbytes).address
         if count:
             self._kernel.launch((source, target, table, count, *rest), count, stream)
@@ -115,7 +119,10 @@ class PreparedComputation:
         return self._inner.capturable
 
     def output_shapes(self, shapes: Sequence[Shape]) -> Sequence[Shape] | None:
-        """The outputs' shapes for inputs as callers send them."""
+        """The outputs' shapes for inputs as callers send them. Makes room for what the model then takes."""
+        for each, shape in zip(self._inputs, shapes, strict=True):
+            if each is not None:
+                each.make_room(shape)
         return self._inner.output_shapes(self._targets(shapes))
 
     def enqueue(self, inputs: Sequence[int], shapes: Sequence[Shape], outputs: Sequence[int], stream: Stream) -> None:

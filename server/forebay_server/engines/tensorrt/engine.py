@@ -28,10 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import structlog
-
 from forebay_server.engines.base import EngineOptions, Instance, ModelLoadError, OutOfMemory
-from forebay_server.engines.gpu import cuda
+from forebay_server.engines.gpu import cuda, room
 from forebay_server.engines.gpu.device import Computation, Device
 from forebay_server.engines.gpu.graphs import MOST
 from forebay_server.engines.gpu.pipeline import GpuInstance
@@ -49,8 +47,6 @@ from forebay_server.engines.tensorrt.progress import Words
 from forebay_server.engines.tensorrt.settings import BuildSettings, read
 from forebay_server.engines.tensorrt.sidecar import Sidecar
 from forebay_server.tensors import ModelSpec
-
-_log = structlog.get_logger(__name__)
 
 
 class TensorRtEngine:
@@ -120,19 +116,9 @@ class TensorRtEngine:
         except BaseException:
             computation.close()
             raise
-        self._reserve(instance, preparer)
-        return instance
-
-    def _reserve(self, instance: GpuInstance, preparer: Preparer) -> None:
-        """Takes the memory of the largest batches at once. If there is less, warm-up finds how large they can be."""
         rows = self.batch_sizes[-1] if self.batch_sizes else 1
-        shapes = profiles.largest(self._spec, self._options.buckets.shapes, rows)
-        if shapes is None:
-            return
-        try:
-            instance.reserve(preparer.sent(shapes))
-        except OutOfMemory as error:
-            _log.warning("no memory for the largest batches", model=str(self._path), rows=rows, error=str(error))
+        room.make(instance, preparer, self._spec, self._options.buckets.shapes, rows)
+        return instance
 
     def close(self) -> None:
         """Lets go of the plan, then of the device."""

@@ -13,7 +13,7 @@ from forebay_server.engines import buckets
 from forebay_server.engines.base import ModelLoadError
 from forebay_server.engines.gpu.device import Shape
 from forebay_server.engines.gpu.graphs import ladder
-from forebay_server.tensors import FREE, NUMPY_DTYPES, ModelSpec
+from forebay_server.tensors import FREE, ModelSpec
 
 DEFAULT_BATCH: Final = 128
 Spread = Literal["bucket", "one"]
@@ -188,23 +188,6 @@ def fitting(
     if not known:
         found = [size for size in found if any(_holds_rows(profile, size) for profile in profiles)]
     return found
-
-
-def largest(spec: ModelSpec, ladders: Mapping[str, Sequence[Sequence[int]]], rows: int) -> tuple[Shape, ...] | None:
-    """The whole shapes of the batch that takes the most memory; None if shapes are open.
-
-    Args:
-        spec: As it is served.
-        ladders: As for `derive`.
-        rows: The most rows in a batch.
-    """
-    lead = 1 if spec.batched else 0
-    known = buckets.named([tensor.shape[lead:] for tensor in spec.inputs], _ladders(spec, ladders))
-    items = [NUMPY_DTYPES[tensor.data_type].itemsize for tensor in spec.inputs]
-    if not known:
-        return None
-    most = max(known, key=lambda bucket: sum(n * math.prod(shape) for n, shape in zip(items, bucket, strict=True)))
-    return tuple((rows, *shape) if spec.batched else shape for shape in most)
 
 
 def sizes(least: int, most: int) -> list[int]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from forebay_server.engines.base import OutOfMemory
-from forebay_server.engines.gpu.device import CaptureFailed, Device, Shape, Stream
+from forebay_server.engines.gpu.device import CaptureFailed, Device, DeviceError, Shape, Stream
 from forebay_server.engines.torch.cpu import Run
 from forebay_server.engines.torch.profile import Profile
 from forebay_server.engines.torch.staging import TORCH_DTYPES
@@ -100,7 +100,7 @@ class TorchComputation:
             # Other threads go on using the device meanwhile, which the default mode would not let them.
             with cuda.graph(graph, pool=self._pool, stream=queue, capture_error_mode="thread_local"):
                 self._launch(inputs, shapes, outputs)
-        except (RuntimeError, OutOfMemory) as error:
+        except (RuntimeError, OutOfMemory, DeviceError) as error:
             raise CaptureFailed(str(error).partition("\n")[0]) from error
         self._graphs.append(graph)
 

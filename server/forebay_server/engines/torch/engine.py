@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final
 
 from forebay_server.engines.base import EngineOptions, Instance, ModelLoadError, ParameterValue
 from forebay_server.engines.cpu import cpu_quota, threads_per_instance
+from forebay_server.engines.gpu import room
 from forebay_server.engines.gpu.cuda import open_device
 from forebay_server.engines.gpu.device import Device
 from forebay_server.engines.gpu.graphs import MOST, ladder
@@ -85,12 +86,17 @@ class TorchEngine:
         shared = self._gpu is None and self._profile is not None
         run = self._first if index == 0 or shared else self._make()
         if self._gpu is not None and self._preparer is not None:
-            computation, spec = self._preparer.around(
+            computation, sent = self._preparer.around(
                 TorchComputation(self._torch, run, self._spec, self._profile, self._gpu), self._spec
             )
             graphs = MOST if self._graphs else 0
-            return GpuInstance(self._gpu, computation, spec, budget=self._budget, graphs=graphs)
+            instance = GpuInstance(self._gpu, computation, sent, budget=self._budget, graphs=graphs)
+            most = self.batch_sizes[-1] if self.batch_sizes else self._options.batching.max_batch_size
+            room.make(instance, self._preparer, self._spec, self._options.buckets.shapes, most or 1)
+            return instance
         threads = threads_per_instance(self._options.threads, self._options.instances, cpu_quota())
+        if self.holds_gil:  # then the loader makes one instance, whatever was asked for
+            threads *= self._options.instances
         return CpuInstance(self._torch, run, self._spec, self._profile, threads)
 
     def close(self) -> None:

@@ -127,7 +127,7 @@ class FakeDevice:
     def event(self, *, timed=False):
         self.alive()
         self.open += 1
-        return FakeEvent(self)
+        return FakeEvent(self, timed)
 
     def pinned(self, size):
         self.alive()
@@ -291,8 +291,9 @@ def _touch(some, others):
 
 
 class FakeEvent:
-    def __init__(self, device):
+    def __init__(self, device, timed):
         self._device = device
+        self._timed = timed
         self.mark = None
 
     def synchronize(self):
@@ -304,6 +305,8 @@ class FakeEvent:
         return self.mark is None or self.mark.done
 
     def seconds_since(self, earlier):
+        if not (self._timed and earlier._timed):
+            raise DeviceError("cudaErrorInvalidResourceHandle (400)")
         return self.mark.end - earlier.mark.end
 
     def close(self):

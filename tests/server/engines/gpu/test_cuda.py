@@ -185,10 +185,11 @@ def test_everything_is_let_go_of(runtime, device):
 
 
 def test_an_event_that_is_not_done_is_no_error(runtime, device):
-    """Anything else that the runtime answers is."""
+    """It is taken back, or a library would find it as the thread's last. Anything else that the runtime answers is."""
     event = device.event()
     runtime.errors["cudaEventQuery"] = [Code.NOT_READY, Code.OK, Code.ILLEGAL]
     assert not event.done()
+    assert runtime.named("cudaGetLastError") == [[]]
     assert event.done()
     with pytest.raises(EngineDead):
         event.done()
@@ -213,6 +214,16 @@ def test_a_call_that_failed_alone(runtime, device):
     stream.upload(0, 0, 1)
 
     assert len(runtime.named("cudaMemGetInfo")) == 1
+
+
+def test_a_device_whose_stream_is_captured_is_not_lost(runtime, device):
+    """It may refuse the second question for that."""
+    stream = device.stream()
+    runtime.errors["cudaMemcpyAsync"] = [Code.INVALID]
+    runtime.errors["cudaMemGetInfo"] = [Code.INVALIDATED]
+    with pytest.raises(DeviceError, match=r"INVALID \(1\)"):
+        stream.upload(0, 0, 1)
+    stream.upload(0, 0, 1)
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -197,11 +197,3 @@ def test_many_profiles_are_told_in_few_words():
     assert profiles.said(spec((FREE, FREE)), many) == (
         "a [1, 1] to [2, 1] and a [1, 2] to [2, 2] and a [1, 3] to [2, 3] and a [1, 4] to [2, 4] and 2 more"
     )
-
-
-def test_the_largest_batch():
-    """In bytes, not in elements; none if shapes are open."""
-    assert profiles.largest(spec((FREE, FREE)), {"a": [[4], [9]]}, 8) == ((8, 9),)
-    assert profiles.largest(spec((FREE, 4), (FREE, 2)), {}, 3) == ((3, 4), (3, 2))
-    assert profiles.largest(spec((FREE, 4), batched=False), {"a": [[2, 4]]}, 1) == ((2, 4),)
-    assert profiles.largest(spec((FREE, FREE)), {}, 8) is None
