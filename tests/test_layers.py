@@ -5,7 +5,7 @@ from pathlib import Path
 
 SERVER = Path(__file__).parent.parent / "server" / "forebay_server"
 
-LEAVES = {"wire.port", "tensors", "errors", "config", "background"}
+LEAVES = {"wire.port", "tensors", "errors", "config", "background", "varint"}
 
 # What each room may import beside itself and the leaves.
 MAY_IMPORT = {
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "tensors": set(),
     "errors": set(),
     "background": set(),
+    "varint": set(),
 }
 
 # Rooms that may name what is foreign to the others.
