@@ -2,8 +2,8 @@
 
     python -m bench.faults --to 127.0.0.1:8500 --callers 32
 
-Each kind of fault has a port of its own; the first line on standard output says which, as JSON. On SIGTERM it writes
-what it has seen, by kind, and ends.
+Each kind of fault has a port of its own; the first line on standard output says which, as JSON. The second, `called`,
+comes when all callers have been connected once. On SIGTERM it writes what it has seen, by kind, and ends.
 
 * `slow`: what callers send gets through at a trickle, so that their messages are hardly ever whole.
 * `half-open`: after the beginning of a call neither side hears from the other again, and nobody closes.
@@ -23,7 +23,7 @@ import random
 import signal
 import struct
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from bench.server import PREDICT
@@ -176,7 +176,7 @@ def large_call() -> bytes:
     return said
 
 
-async def call(port: int, said: bytes) -> None:
+async def call(port: int, said: bytes, connected: asyncio.Event) -> None:
     """A caller: says all that it has to say, listens until it is cut off, and comes again."""
     while True:
         with contextlib.suppress(OSError):
@@ -184,11 +184,18 @@ async def call(port: int, said: bytes) -> None:
             try:
                 writer.write(said)
                 await writer.drain()
+                connected.set()
                 while await reader.read(CHUNK):
                     pass
             finally:
                 writer.close()
         await asyncio.sleep(AGAIN)
+
+
+async def _all(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()
+    print("called", flush=True)
 
 
 async def run(host: str, port: int, callers: int, kinds: Sequence[str]) -> None:
@@ -199,9 +206,11 @@ async def run(host: str, port: int, callers: int, kinds: Sequence[str]) -> None:
     ports = {kind: await proxy.start() for kind, proxy in proxies.items()}
     print(json.dumps(ports), flush=True)
     said = large_call() if callers else b""
-    calling = [asyncio.create_task(call(ports[kind], said)) for kind in kinds for _ in range(callers)]
+    connected = [(kind, asyncio.Event()) for kind in kinds for _ in range(callers)]
+    calling = [asyncio.create_task(call(ports[kind], said, event)) for kind, event in connected]
+    telling = asyncio.create_task(_all(event for _, event in connected))
     await stopping.wait()
-    for task in calling:
+    for task in (*calling, telling):
         task.cancel()
     print(json.dumps({kind: dataclasses.asdict(proxies[kind].seen) for kind in BAD}), flush=True)
 

@@ -127,6 +127,9 @@ def notes(samples: Iterable[Sample]) -> list[str]:
             found.append(f"{where}: others used {sample.metrics['load_foreign_share']:.0%} of the generator's core")
         if sample.metrics.get("generator_share", 0) > 0.9 and sample.case != "ceiling":
             found.append(f"{where}: the generator used {sample.metrics['generator_share']:.0%} of its core")
+        # All of them, if the collector takes none: that is what is measured then.
+        if 0.01 < sample.metrics.get("spans_lost_share", 0) < 1:
+            found.append(f"{where}: {sample.metrics['spans_lost_share']:.0%} of the spans were dropped")
     return found
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 SERVER = Path(__file__).parent.parent / "server" / "forebay_server"
 
-LEAVES = {"wire.port", "tensors", "errors", "config", "background"}
+LEAVES = {"wire.port", "tensors", "errors", "config", "background", "varint"}
 
 # What each room may import beside itself and the leaves.
 MAY_IMPORT = {
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "tensors": set(),
     "errors": set(),
     "background": set(),
+    "varint": set(),
 }
 
 # Rooms that may name what is foreign to the others.
@@ -42,6 +43,7 @@ FOREIGN = {
     "psycopg": {"jobs"},
     "httpcore": {"jobs"},
     "opentelemetry": {"telemetry"},
+    "requests": {"telemetry"},
     "pynvml": {"telemetry"},
     "click": {"cli"},
     "rich": {"cli"},
@@ -52,10 +54,18 @@ FOREIGN = {
 ACTING = {"scheduling.runner", "scheduling.worker", "scheduling.execution"}
 IMPURE = {"asyncio", "threading", "time", "numpy", "grpc", "socket", "queue", "concurrent", "structlog"}
 
-HEAVY = {"onnxruntime", "torch", "tensorrt", "cuda", "apsw", "psycopg", "httpcore", "opentelemetry", "pynvml"}
+HEAVY = {
+    "onnxruntime", "torch", "tensorrt", "cuda", "apsw", "psycopg", "httpcore", "opentelemetry", "pynvml", "requests",
+}  # fmt: skip
 
 # Modules that stand for a heavy package: nobody but they themselves import them at the top.
-STANDING_FOR = ("jobs.sqlite", "jobs.postgres", "telemetry.tracing.spans")
+STANDING_FOR = (
+    "jobs.sqlite",
+    "jobs.postgres",
+    "telemetry.tracing.message",
+    "telemetry.tracing.sender_",
+    "telemetry.tracing.spans",
+)
 
 
 def room_of(module: str) -> str:

@@ -10,8 +10,12 @@ STEPS: Final = 10
 there is a request, does not wait until its turn ends (3 ms and more), which callers would feel."""
 
 
-def can_wait() -> None:
-    """Has the calling thread run after the others, for good. On Linux, where threads have priorities of their own."""
+def can_wait(steps: int = STEPS) -> None:
+    """Has the calling thread run after the others, for good. On Linux, where threads have priorities of their own.
+
+    Args:
+        steps: Fewer, if what it does must not fall behind for long.
+    """
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + STEPS))
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + steps))

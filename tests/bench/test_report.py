@@ -87,6 +87,8 @@ def test_summaries_are_medians_with_their_spread():
         ({"generator_share": 0.95}, "the generator used 95% of its core"),
         ({"foreign_share": 0.2}, "others used 20% of the server's core"),
         ({"load_foreign_share": 0.3}, "others used 30% of the generator's core"),
+        ({"spans_lost_share": 0.5}, "50% of the spans were dropped"),
+        ({"spans_lost_share": 1.0}, None),
         ({"failures": 0, "generator_share": 0.9, "foreign_share": 0.05, "load_foreign_share": 0.2}, None),
     ],
 )

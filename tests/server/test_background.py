@@ -16,12 +16,12 @@ def test_one_thread_waits_and_no_other():
     found = []
 
     def work():
-        for _ in range(3):
-            can_wait()
+        for steps in (3, STEPS, 19):
+            can_wait(steps)
             found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [min(19, before + n * STEPS) for n in (1, 2, 3)]
+    assert found == [min(19, before + steps) for steps in (3, 3 + STEPS, 19)]
     assert os.getpriority(os.PRIO_PROCESS, 0) == before

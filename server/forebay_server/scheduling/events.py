@@ -37,7 +37,7 @@ REFUSED: Final = "refused"
 
 EXEMPLAR: Final = "exemplar"
 """`(EXEMPLAR, key, method, seconds, trace_id, span_id, at)`: a request took so long, and there is a trace of it. The
-ids are hexadecimal, `at` is in seconds since 1970. Tracing reports it, beside the event that counts the request."""
+ids are integers, `at` is in seconds since 1970. Tracing reports it, beside the event that counts the request."""
 
 OK: Final = "OK"
 CANCELLED: Final = "CANCELLED"

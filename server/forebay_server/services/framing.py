@@ -14,38 +14,17 @@ from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError, Message
 
 from forebay.v1 import inference_pb2
+from forebay_server.varint import SMALL, VARINTS, varint
 
 MAX_FRAMES: Final = 1024
 """Distinct beginnings of responses for which what is around them is remembered."""
-
-
-def varint(number: int) -> bytes:
-    """An unsigned integer as protobuf writes it."""
-    if number < _SMALL:
-        return _VARINTS[number]
-    if 0x3FFF < number < 0x200000:
-        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
-    return _varint(number)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-_SMALL: Final = 4096
-_VARINTS: Final = [_varint(number) for number in range(_SMALL)]
 
 
 def _tag(message: type[Message], field: str) -> bytes:
     """The tag of a field: its number and how it is written (2: length and bytes, 0: an integer)."""
     descriptor = message.DESCRIPTOR.fields_by_name[field]
     length_delimited = descriptor.type in (descriptor.TYPE_MESSAGE, descriptor.TYPE_BYTES, descriptor.TYPE_STRING)
-    return _varint(descriptor.number << 3 | (2 if length_delimited else 0))
+    return varint(descriptor.number << 3 | (2 if length_delimited else 0))
 
 
 _RESULTS = _tag(inference_pb2.StreamPredictResponse, "results")
@@ -77,7 +56,7 @@ def result_part(item: int, response: bytes) -> bytes:
         item: Its id.
         response: A serialized `PredictResponse`.
     """
-    ident = _VARINTS[item] if item < _SMALL else varint(item)
+    ident = VARINTS[item] if item < SMALL else varint(item)
     size = len(response)
     if size >= _SMALL_RESPONSE:
         before, after = _frame(len(ident), size)
@@ -91,8 +70,8 @@ def result_part(item: int, response: bytes) -> bytes:
 
 def _frame(id_length: int, size: int) -> tuple[bytes, bytes]:
     """What comes before the id of a result, and between that and the response, by the lengths of both."""
-    after = _RESPONSE + _varint(size)
-    return _RESULTS + _varint(len(_ID) + id_length + len(after) + size) + _ID, after
+    after = _RESPONSE + varint(size)
+    return _RESULTS + varint(len(_ID) + id_length + len(after) + size) + _ID, after
 
 
 class Identified(Protocol):
@@ -114,7 +93,7 @@ def row_parts(items: Iterable[tuple[Identified, int]], before: bytes, whole: byt
     parts: list[bytes] = []
     for item, row in items:
         number = item.ident
-        ident = _VARINTS[number] if number < _SMALL else varint(number)
+        ident = VARINTS[number] if number < SMALL else varint(number)
         start, after = frames[len(ident)]
         parts.append(start + ident + after + whole[row * size : (row + 1) * size])
     return parts

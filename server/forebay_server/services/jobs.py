@@ -22,7 +22,6 @@ from forebay_server.errors import ForebayError, InvalidRequest, JobNotFound, Mes
 from forebay_server.jobs.states import FINAL, JobState
 from forebay_server.jobs.store import Found, Job, Page, Submit
 from forebay_server.services.complaints import Complaints
-from forebay_server.services.framing import varint
 from forebay_server.services.intake import Intake
 from forebay_server.services.job_messages import job_part, page_start, page_token, result
 from forebay_server.services.models import DEFAULT_PAGE, MAX_PAGE
@@ -30,6 +29,7 @@ from forebay_server.services.service import Endpoint, Handler, Outbox, Service
 from forebay_server.services.status import failure, internal
 from forebay_server.services.submissions import Submissions, checked_seconds
 from forebay_server.services.validation import check_name
+from forebay_server.varint import varint
 from forebay_server.wire.port import FAIL, FINISH, RESPOND, SEND, Event, Failure, Method, MethodKind, Peer
 
 NAME: str = job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name

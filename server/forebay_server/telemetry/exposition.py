@@ -72,7 +72,7 @@ def _histogram(
     written = [f"{start}{bound}{count}" for bound, count in zip(bounds, value.buckets, strict=True)]
     if exemplars:
         for place, (seconds, trace_id, span_id, at) in value.exemplars.items():
-            written[place] += f' # {{trace_id="{_escape(trace_id)}",span_id="{_escape(span_id)}"}} {seconds!r} {at:.3f}'
+            written[place] += f' # {{trace_id="{trace_id:032x}",span_id="{span_id:016x}"}} {seconds!r} {at:.3f}'
     lines += written
     braced = f"{{{labels}}}" if labels else ""
     lines.append(f"{family}_sum{braced} {value.sum!r}")

@@ -233,7 +233,7 @@ def _exemplars(value: Distribution) -> list[Any]:
     from opentelemetry.sdk.metrics import Exemplar  # noqa: PLC0415 - the extra may be missing
 
     return [
-        Exemplar({}, seconds, round(at * 1e9), int(span_id, 16), int(trace_id, 16))
+        Exemplar({}, seconds, round(at * 1e9), span_id, trace_id)
         for seconds, trace_id, span_id, at in value.exemplars.values()
     ]
 

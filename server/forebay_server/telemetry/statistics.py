@@ -7,6 +7,7 @@ Every label has a bounded number of values, whatever callers do. Nothing here de
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
+from math import ceil, log2
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +28,7 @@ _MANY: Final = 24
 
 ModelKey = tuple[str, int]
 Event = tuple[Any, ...]
-Exemplar = tuple[float, str, str, float]
+Exemplar = tuple[float, int, int, float]
 """(seconds, trace id, span id, seconds since 1970)."""
 
 
@@ -108,10 +109,10 @@ class ModelFigures:
         outcomes = self.outcomes_by[method]
         outcomes[outcome] = outcomes.get(outcome, 0) + requests
 
-    def exemplar(self, method: int, seconds: float, trace_id: str, span_id: str, at: float) -> None:
+    def exemplar(self, method: int, seconds: float, trace_id: int, span_id: int, at: float) -> None:
         """A request of a method was traced."""
         exemplars = self.exemplars[method]
-        power = max(-64, int(np.ceil(np.log2(seconds)))) if seconds > 0.0 else -64
+        power = max(-64, ceil(log2(seconds))) if seconds > 0.0 else -64
         if power not in exemplars and len(exemplars) >= MAX_EXEMPLARS:
             del exemplars[min(exemplars, key=lambda each: exemplars[each][3])]
         exemplars[power] = (seconds, trace_id, span_id, at)

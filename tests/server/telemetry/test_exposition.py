@@ -34,7 +34,7 @@ def figures():
             ("batch", KEY, 3, 2, 4, 2, 0.1, 0.2),
             ("served", KEY, 0, 10.5, 11.0, [10.0, 10.25]),
             ("refused", KEY, 1, "QUEUE_FULL", ""),
-            ("exemplar", KEY, 0, 0.75, "a" * 32, "b" * 16, 1700000000.5),
+            ("exemplar", KEY, 0, 0.75, 0xA, 0xB, 1700000000.5),
         ]
     )
     return list(of_version(KEY, statistics.of(KEY), CODES))
@@ -75,7 +75,7 @@ def test_exemplars_carry_traces():
 
     ((bound, exemplar),) = found
     assert bound == "1.0"
-    assert (exemplar.labels, exemplar.value) == ({"trace_id": "a" * 32, "span_id": "b" * 16}, 0.75)
+    assert (exemplar.labels, exemplar.value) == ({"trace_id": "0" * 31 + "a", "span_id": "0" * 15 + "b"}, 0.75)
     assert float(exemplar.timestamp) == 1700000000.5
     assert "trace_id" not in text(figures())
 

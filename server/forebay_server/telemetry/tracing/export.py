@@ -6,30 +6,47 @@ is bounded, and what finds it full, or can't be delivered in the exporter's time
 
 import threading
 import time
-from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import structlog
 
 from forebay_server.background import can_wait
 from forebay_server.errors import ConfigError
 from forebay_server.telemetry import otel
+from forebay_server.telemetry.tracing import names
 from forebay_server.telemetry.tracing.options import Options
 from forebay_server.telemetry.tracing.tracer import Tracer
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.sdk.trace.export import SpanExporter
+    from collections.abc import Callable
 
+    from forebay_server.telemetry.tracing.message import Frame
     from forebay_server.telemetry.tracing.spans import Spans
 
+STEPS: Final = 4
+"""See `background`. With all requests sampled, on a core that is busy with them, a sixth of the spans is dropped; with
+the usual ten steps it is a half, for a tenth more requests."""
+SLICE: Final = 0.0001
+"""Seconds of work at a stretch: so long the dispatcher may have to wait for the GIL."""
 REST: Final = 0.0002
-"""Seconds of rest after each message, so that the dispatcher, which may wait for the GIL, gets its turn."""
+"""Seconds of rest after each, so that the dispatcher gets its turn."""
+HURRY: Final = 0.00002
+"""The same while more waits than fits into a message; the kernel makes it somewhat longer."""
 DRIFT: Final = 1_000_000
 """Nanoseconds by which the wall clock may leave the monotonic one before that is followed."""
 
 _log = structlog.get_logger(__name__)
+
+
+class Sender(Protocol):
+    """Sends messages of spans to a collector. Used by one thread; `shutdown` by any."""
+
+    def send(self, message: bytes) -> bool:
+        """Sends a message, with what tries and time the settings allow; whether the collector has taken it."""
+
+    def shutdown(self) -> None:
+        """Has `send` give up soon, and no longer try."""
 
 
 class SpanFigures(NamedTuple):
@@ -61,11 +78,11 @@ class Exporter:
         self._options = options
         self._stopping = threading.Event()
         self._lost = 0
-        self._sending = 0
+        self._sending = 0  # spans of the message that is being made or sent
         self._exported = 0
         self._reached: bool | None = None
         self._epoch = 0
-        self._spans, self._exporter, self._succeeded = _open(options)
+        self._spans, self._frame, self._sender = _open(options)
         self._thread = threading.Thread(target=self._run, name="forebay-spans", daemon=True)
 
     def start(self) -> None:
@@ -76,7 +93,7 @@ class Exporter:
         """Sends what is left, for so many seconds at most."""
         self._stopping.set()
         self._thread.join(timeout / 2)
-        self._exporter.shutdown()  # a collector that does not answer is waited for no longer
+        self._sender.shutdown()  # a collector that does not answer is waited for no longer
         self._thread.join(timeout / 2)
         if self._thread.is_alive():
             self._lost += self._sending  # nobody will know what became of them
@@ -87,26 +104,34 @@ class Exporter:
         return SpanFigures(self._exported, tracer.dropped + self._lost, tracer.suppressed, len(tracer.queue))
 
     def _run(self) -> None:
-        can_wait()
+        can_wait(STEPS)
         while True:
             ending = self._stopping.wait(self._options.delay)
             try:
                 while self._tracer.queue:
-                    self._send()
-                    time.sleep(REST)
+                    self._send(self._gather())
             except Exception:  # noqa: BLE001 - nobody else would hear of it
-                _log.exception("spans_not_made")
+                _log.exception("spans_not_sent")
+                self._lost += self._sending
+                self._sending = 0
             if ending:
                 return
 
-    def _send(self) -> None:
+    def _gather(self) -> list[bytes]:
+        """The spans of the next message, made in short stretches."""
+        queue, make, epoch, most = self._tracer.queue, self._spans.make, self._clock(), self._options.batch
+        spans: list[bytes] = []
+        while queue and len(spans) < most:
+            until = time.monotonic() + SLICE
+            while queue and len(spans) < most and time.monotonic() < until:
+                self._sending += 1
+                spans.append(make(queue.popleft(), epoch))
+            time.sleep(HURRY if len(queue) > most else REST)
+        return spans
+
+    def _send(self, spans: list[bytes]) -> None:
         """Sends one message."""
-        queue, make, epoch = self._tracer.queue, self._spans.make, self._clock()
-        spans: list[ReadableSpan] = []
-        while queue and len(spans) < self._options.batch:
-            spans.append(make(queue.popleft(), epoch))
-        self._sending = len(spans)
-        reached = self._succeeded(self._exporter.export(spans))
+        reached = self._sender.send(self._frame.message(spans))
         self._sending = 0
         if reached:
             self._exported += len(spans)
@@ -127,26 +152,29 @@ class Exporter:
         return self._epoch
 
 
-def _open(options: Options) -> "tuple[Spans, SpanExporter, Callable[[object], bool]]":
+def _open(options: Options) -> "tuple[Spans, Frame, Sender]":
     """Imports the SDK, which takes a while, and makes its parts."""
     try:
-        from opentelemetry.sdk.trace.export import SpanExportResult  # noqa: PLC0415 - only who traces needs it
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415 - only for tracing
 
+        from forebay_server.telemetry.tracing.message import Frame  # noqa: PLC0415 - it imports the SDK
+        from forebay_server.telemetry.tracing.spans import Spans  # noqa: PLC0415 - likewise
+
+        make: Callable[[str | None], Sender]
         if options.protocol == otel.GRPC:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415  # as above
-        else:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # type: ignore[assignment]  # noqa: PLC0415  # as above, and of one kind
-                OTLPSpanExporter,
-            )
+            from forebay_server.telemetry.tracing.sender_grpc import GrpcSender  # noqa: PLC0415 - likewise
 
-        from forebay_server.telemetry.tracing.spans import Spans  # noqa: PLC0415 - it imports the SDK
+            make = GrpcSender
+        else:
+            from forebay_server.telemetry.tracing.sender_http import HttpSender  # noqa: PLC0415 - likewise
+
+            make = HttpSender
     except ImportError as error:
         raise ConfigError("tracing needs the OpenTelemetry SDK: install forebay[otel]") from error
     otel.hush()
     try:
-        exporter = OTLPSpanExporter(endpoint=otel.url(otel.Signal.TRACES, options.endpoint, options.protocol))
-        resource = otel.resource()
+        sender = make(otel.url(otel.Signal.TRACES, options.endpoint, options.protocol))
+        frame = Frame(otel.resource(), InstrumentationScope(names.SCOPE, version("forebay"), names.SCHEMA))
     except Exception as error:
         raise ConfigError(f"the OTLP exporter can't be made: {error}") from error
-    spans = Spans(resource, version("forebay"), options.links)
-    return spans, exporter, lambda result: result is SpanExportResult.SUCCESS
+    return Spans(options.links), frame, sender

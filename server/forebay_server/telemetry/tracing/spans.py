@@ -1,43 +1,52 @@
-"""Makes spans of records. Imports the OpenTelemetry SDK; used by the thread that exports only.
+"""Makes spans of records, as parts of a message. Imports OpenTelemetry; used by the thread that exports only.
 
 What a span says is decided here, and only what is listed here can be in one: no metadata, no payload, no text of an
 exception.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from functools import lru_cache
+from typing import Final
 
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.util import BoundedList
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from forebay_server.scheduling.events import REASONS
 from forebay_server.telemetry.tracing import names, records
+from forebay_server.telemetry.tracing.message import attribute, before, layout, links, named, span
 from forebay_server.telemetry.tracing.records import Record, Trace
 
-_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
-_UNSET: Final = Status(StatusCode.UNSET)
-_ERROR: Final = Status(StatusCode.ERROR)
+ALIKE: Final = 1024
+"""Spans that say different things for which the bytes are remembered."""
 
-Attributes = dict[str, Any]
+_KIND: Final = Span.SpanKind
+_DECODE, _QUEUE, _COLLATE, _COMPUTE, _ENCODE = (
+    before(key) for key in (names.DECODE, names.QUEUE, names.COLLATE, names.COMPUTE, names.ENCODE)
+)
+_DECODED: Final = layout(_DECODE)
+_SPENT: Final = layout(_QUEUE, _COLLATE, _COMPUTE, _ENCODE)
+_RUN: Final = layout(_COLLATE, _COMPUTE)
+
+_ITEM: Final = {
+    remote: named(names.ITEM, _KIND.SPAN_KIND_SERVER if remote else _KIND.SPAN_KIND_INTERNAL)
+    for remote in (False, True)
+}
+_JOB: Final = named(names.JOB, _KIND.SPAN_KIND_CONSUMER)
+_BATCH: Final = named(names.BATCH, _KIND.SPAN_KIND_INTERNAL)
+_WEBHOOK: Final = named(names.WEBHOOK, _KIND.SPAN_KIND_CLIENT)
+
+Key = tuple[str, int]
 
 
 class Spans:
     """Makes spans.
 
     Args:
-        resource: What they are about: this server.
-        version: Of the server.
         max_links: Of one span; of a batch with more sampled requests the first are linked.
     """
 
-    def __init__(self, resource: Resource, version: str, max_links: int) -> None:
-        self._resource = resource
-        self._scope = InstrumentationScope(names.SCOPE, version, names.SCHEMA)
+    def __init__(self, max_links: int) -> None:
         self._max_links = max_links
-        self._makers: Mapping[int, Callable[[Record, int], ReadableSpan]] = {
+        self._makers: Mapping[int, Callable[[Record, int], bytes]] = {
             records.CALL: self._call,
             records.ITEM: self._item,
             records.JOB: self._job,
@@ -46,7 +55,7 @@ class Spans:
             records.MODEL: self._model,
         }
 
-    def make(self, record: Record, epoch: int) -> ReadableSpan:
+    def make(self, record: Record, epoch: int) -> bytes:
         """The span of a record.
 
         Args:
@@ -55,143 +64,124 @@ class Spans:
         """
         return self._makers[record[0]](record, epoch)
 
-    def _call(self, record: Record, epoch: int) -> ReadableSpan:
+    def _call(self, record: Record, epoch: int) -> bytes:
         _, trace, began, ended, method, code, reason, key, rows = record
-        attributes: Attributes = {names.RPC_SYSTEM: names.GRPC, names.RPC_METHOD: method, names.RPC_STATUS: code}
-        status = _outcome(attributes, code, reason)
-        _request(attributes, trace, began, ended, key, rows)
-        return self._span(method, trace, SpanKind.SERVER, began, ended, attributes, status, trace.batches, epoch)
+        name, attributes = _method(method)
+        outcome, failed = _outcome(code, reason, key, rows)
+        attributes += outcome
+        if key is not None:
+            attributes += _spent(trace, began, ended)
+        return self._span(trace, name, began, ended, attributes, trace.batches, epoch, failed=failed)
 
-    def _item(self, record: Record, epoch: int) -> ReadableSpan:
+    def _item(self, record: Record, epoch: int) -> bytes:
         _, trace, began, ended, ident, code, reason, key, rows = record
-        attributes: Attributes = {names.ITEM_ID: _signed(ident), names.RPC_STATUS: code}
-        status = _outcome(attributes, code, reason)
-        _request(attributes, trace, began, ended, key, rows)
-        kind = SpanKind.SERVER if trace.remote else SpanKind.INTERNAL
-        return self._span(names.ITEM, trace, kind, began, ended, attributes, status, trace.batches, epoch)
+        outcome, failed = _outcome(code, reason, key, rows)
+        attributes = attribute(names.ITEM_ID, ident) + outcome
+        if key is not None:
+            attributes += _spent(trace, began, ended)
+        return self._span(trace, _ITEM[trace.remote], began, ended, attributes, trace.batches, epoch, failed=failed)
 
-    def _job(self, record: Record, epoch: int) -> ReadableSpan:
+    def _job(self, record: Record, epoch: int) -> bytes:
         _, trace, began, ended, (ident, attempt, wait), code, reason, key, rows = record
-        attributes: Attributes = {
-            names.JOB_ID: ident,
-            names.JOB_ATTEMPT: attempt,
-            names.JOB_WAIT: wait,
-            names.RPC_STATUS: code,
-        }
-        status = _outcome(attributes, code, reason)
-        _request(attributes, trace, began, ended, key, rows)
-        return self._span(names.JOB, trace, SpanKind.CONSUMER, began, ended, attributes, status, trace.batches, epoch)
+        outcome, failed = _outcome(code, reason, key, rows)
+        attributes = attribute(names.JOB_ID, ident) + attribute(names.JOB_ATTEMPT, attempt)
+        attributes += attribute(names.JOB_WAIT, wait) + outcome
+        if key is not None:
+            attributes += _spent(trace, began, ended)
+        return self._span(trace, _JOB, began, ended, attributes, trace.batches, epoch, failed=failed)
 
-    def _batch(self, record: Record, epoch: int) -> ReadableSpan:
-        (_, trace, began, ended, key, instance, rows, padded, requests, reason, predicted, stamps, error, links) = (
+    def _batch(self, record: Record, epoch: int) -> bytes:
+        (_, trace, began, ended, key, instance, rows, padded, requests, reason, predicted, stamps, error, linked) = (
             record
         )
-        attributes: Attributes = {
-            names.MODEL: key[0],
-            names.VERSION: key[1],
-            names.INSTANCE: instance,
-            names.BATCH_ROWS: rows,
-            names.BATCH_PADDED_ROWS: padded,
-            names.BATCH_REQUESTS: requests,
-            names.BATCH_REASON: REASONS.get(reason, names.UNKNOWN),
-            names.COLLATE: stamps[1] - stamps[0],
-            names.COMPUTE: stamps[2] - stamps[1],
-        }
+        dispatched, collated, finished = stamps
+        attributes = _run(key, instance, rows, padded, requests, reason)
+        attributes += _RUN.pack(_COLLATE, collated - dispatched, _COMPUTE, finished - collated)
         if predicted is not None:
-            attributes[names.BATCH_PREDICTED] = predicted
-        if error:
-            attributes[names.ERROR_TYPE] = error
-        status = _ERROR if error else _UNSET
-        return self._span(names.BATCH, trace, SpanKind.INTERNAL, began, ended, attributes, status, links, epoch)
+            attributes += attribute(names.BATCH_PREDICTED, predicted)
+        return self._span(trace, _BATCH, began, ended, attributes + _error(error), linked, epoch, failed=bool(error))
 
-    def _webhook(self, record: Record, epoch: int) -> ReadableSpan:
+    def _webhook(self, record: Record, epoch: int) -> bytes:
         _, trace, began, ended, job, tries, answer, error = record
-        attributes: Attributes = {names.JOB_ID: job, names.WEBHOOK_TRIES: tries, names.HTTP_METHOD: "POST"}
+        attributes = attribute(names.JOB_ID, job) + attribute(names.WEBHOOK_TRIES, tries)
+        attributes += attribute(names.HTTP_METHOD, "POST")
         if answer:
-            attributes[names.HTTP_STATUS] = answer
-        if error:
-            attributes[names.ERROR_TYPE] = error
-        status = _ERROR if error else _UNSET
-        return self._span(names.WEBHOOK, trace, SpanKind.CLIENT, began, ended, attributes, status, (), epoch)
+            attributes += attribute(names.HTTP_STATUS, answer)
+        return self._span(trace, _WEBHOOK, began, ended, attributes + _error(error), (), epoch, failed=bool(error))
 
-    def _model(self, record: Record, epoch: int) -> ReadableSpan:
+    def _model(self, record: Record, epoch: int) -> bytes:
         _, trace, began, ended, name, model, version, error = record
-        attributes: Attributes = {names.MODEL: model, names.VERSION: version}
-        if error:
-            attributes[names.ERROR_TYPE] = error
-        status = _ERROR if error else _UNSET
-        return self._span(name, trace, SpanKind.INTERNAL, began, ended, attributes, status, (), epoch)
+        attributes = _about((model, version)) + _error(error)
+        head = named(name, _KIND.SPAN_KIND_INTERNAL)
+        return self._span(trace, head, began, ended, attributes, (), epoch, failed=bool(error))
 
     def _span(
         self,
-        name: str,
         trace: Trace,
-        kind: SpanKind,
+        name: bytes,
         began: float,
         ended: float,
-        attributes: Attributes,
-        status: Status,
-        links: Sequence[Trace],
+        attributes: bytes,
+        linked: Sequence[Trace],
         epoch: int,
-    ) -> ReadableSpan:
-        parent = None
-        if trace.parent_id:
-            parent = SpanContext(trace.trace_id, trace.parent_id, trace.remote, _SAMPLED)
+        *,
+        failed: bool,
+    ) -> bytes:
         if trace.by:
-            attributes[names.SAMPLED_BY] = trace.by
-        return ReadableSpan(
-            name,
-            context=_context(trace),
-            parent=parent,
-            resource=self._resource,
-            attributes=attributes,
-            links=self._links(links),
-            kind=kind,
-            status=status,
-            start_time=epoch + int(began * 1e9),
-            end_time=epoch + int(ended * 1e9),
-            instrumentation_scope=self._scope,
+            attributes += attribute(names.SAMPLED_BY, trace.by)
+        start, end = epoch + int(began * 1e9), epoch + int(ended * 1e9)
+        return span(trace, name, start, end, attributes, links(linked, self._max_links), failed=failed)
+
+
+@lru_cache(ALIKE)
+def _method(method: str) -> tuple[bytes, bytes]:
+    """The name of a call's span, and what is known of the call from the start."""
+    attributes = attribute(names.RPC_SYSTEM, names.GRPC) + attribute(names.RPC_METHOD, method)
+    return named(method, _KIND.SPAN_KIND_SERVER), attributes
+
+
+@lru_cache(ALIKE)
+def _outcome(code: str, reason: str, key: Key | None, rows: int) -> tuple[bytes, bool]:
+    """What became of a request, and what it was; and whether that is the server's fault."""
+    attributes = attribute(names.RPC_STATUS, code)
+    if code != names.OK:
+        attributes += _error(reason or code)
+    if key is not None:
+        attributes += _about(key) + attribute(names.ROWS, rows)
+    return attributes, code in names.SERVER_ERRORS
+
+
+@lru_cache(ALIKE)
+def _run(key: Key, instance: int, rows: int, padded: int, requests: int, reason: int) -> bytes:
+    """What a batch was."""
+    return b"".join(
+        (
+            _about(key),
+            attribute(names.INSTANCE, instance),
+            attribute(names.BATCH_ROWS, rows),
+            attribute(names.BATCH_PADDED_ROWS, padded),
+            attribute(names.BATCH_REQUESTS, requests),
+            attribute(names.BATCH_REASON, REASONS.get(reason, names.UNKNOWN)),
         )
-
-    def _links(self, traces: Sequence[Trace]) -> Sequence[Link]:
-        if len(traces) <= self._max_links:
-            return [Link(_context(trace)) for trace in traces]
-        bounded: BoundedList[Link] = BoundedList(self._max_links)
-        bounded.extend([Link(_context(trace)) for trace in traces[: self._max_links]])
-        bounded.dropped = len(traces) - self._max_links  # the SDK's own way keeps the last
-        return bounded
+    )
 
 
-def _context(trace: Trace) -> SpanContext:
-    return SpanContext(trace.trace_id, trace.span_id, is_remote=False, trace_flags=_SAMPLED)
+def _about(key: Key) -> bytes:
+    """The model."""
+    return attribute(names.MODEL, key[0]) + attribute(names.VERSION, key[1])
 
 
-def _outcome(attributes: Attributes, code: str, reason: str) -> Status:
-    if code == names.OK:
-        return _UNSET
-    attributes[names.ERROR_TYPE] = reason or code
-    return _ERROR if code in names.SERVER_ERRORS else _UNSET
+def _error(error: str) -> bytes:
+    return attribute(names.ERROR_TYPE, error) if error else b""
 
 
-def _request(
-    attributes: Attributes, trace: Trace, began: float, ended: float, key: tuple[str, int] | None, rows: int
-) -> None:
-    """What a request adds: its model, and where its time went."""
-    if key is None:
-        return
-    attributes[names.MODEL] = key[0]
-    attributes[names.VERSION] = key[1]
-    attributes[names.ROWS] = rows
-    if trace.decoded:
-        attributes[names.DECODE] = trace.decoded - began
-    if trace.stamps is not None:
-        dispatched, collated, finished = trace.stamps
-        attributes[names.QUEUE] = dispatched - began
-        attributes[names.COLLATE] = collated - dispatched
-        attributes[names.COMPUTE] = finished - collated
-        attributes[names.ENCODE] = ended - finished
-
-
-def _signed(number: int) -> int:
-    """OTLP has no unsigned integers."""
-    return number - (1 << 64) if number >= 1 << 63 else number
+def _spent(trace: Trace, began: float, ended: float) -> bytes:
+    """Where the time of a request went."""
+    decoded = _DECODED.pack(_DECODE, trace.decoded - began) if trace.decoded else b""
+    if trace.stamps is None:
+        return decoded
+    dispatched, collated, finished = trace.stamps
+    return decoded + _SPENT.pack(
+        _QUEUE, dispatched - began, _COLLATE, collated - dispatched, _COMPUTE, finished - collated, _ENCODE,
+        ended - finished,
+    )  # fmt: skip

@@ -303,8 +303,8 @@ class Tracer:
         now, key, arrival = self.clock(), request.lane.key, request.arrival
         self._put((kind, trace, arrival, now, what, code, reason, key, request.rows))
         if code == OK and trace.stamps is not None:
-            ids = f"{trace.trace_id:032x}", f"{trace.span_id:016x}"
-            self._events.append((EXEMPLAR, key, request.method, now - arrival, *ids, self._wall()))
+            wall = self._wall()
+            self._events.append((EXEMPLAR, key, request.method, now - arrival, trace.trace_id, trace.span_id, wall))
 
     def _failure(self, kind: int, request: Traced, what: Any, reason: str) -> None:
         code = self._codes.get(reason, UNKNOWN)

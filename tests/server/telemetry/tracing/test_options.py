@@ -67,7 +67,7 @@ def test_the_other_values():
     assert default is not None
     assert changed is not None
     assert (default.protocol, default.most, default.delay, default.batch, default.links, default.slow) == (
-        "grpc", 16_384, 1.0, 128, 128, 1.0,
+        "grpc", 16_384, 1.0, 512, 128, 1.0,
     )  # fmt: skip
     assert (changed.protocol, changed.most, changed.delay, changed.batch, changed.links, changed.slow) == (
         "http/protobuf", 10, 0.25, 5, 3, inf,

@@ -95,8 +95,7 @@ def test_a_request_in_a_batch(clock):
     )  # fmt: skip
     assert first.trace.batches == [span]
     assert call == (records.CALL, first.trace, 0.0, 0.75, "Predict", "OK", "", ("m", 1), 2)
-    ids = (f"{first.trace.trace_id:032x}", f"{first.trace.span_id:016x}")
-    assert events == [(EXEMPLAR, ("m", 1), 1, 0.75, *ids, 1e9)]
+    assert events == [(EXEMPLAR, ("m", 1), 1, 0.75, first.trace.trace_id, first.trace.span_id, 1e9)]
 
 
 def test_a_batch_of_strangers_leaves_nothing(clock):

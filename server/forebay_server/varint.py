@@ -1,0 +1,26 @@
+"""Unsigned integers as protobuf writes them, for those who put messages together as bytes."""
+
+from typing import Final
+
+
+def varint(number: int) -> bytes:
+    """An unsigned integer as protobuf writes it."""
+    if number < SMALL:
+        return VARINTS[number]
+    if 0x3FFF < number < 0x200000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
+    return _varint(number)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+SMALL: Final = 4096
+VARINTS: Final = [_varint(number) for number in range(SMALL)]
+"""The small ones, for those who save the call."""
