@@ -208,9 +208,9 @@ async def run(host: str, port: int, callers: int, kinds: Sequence[str]) -> None:
     said = large_call() if callers else b""
     connected = [(kind, asyncio.Event()) for kind in kinds for _ in range(callers)]
     calling = [asyncio.create_task(call(ports[kind], said, event)) for kind, event in connected]
-    telling = asyncio.create_task(_all(event for _, event in connected))
+    calling.append(asyncio.create_task(_all(event for _, event in connected)))
     await stopping.wait()
-    for task in (*calling, telling):
+    for task in calling:
         task.cancel()
     print(json.dumps({kind: dataclasses.asdict(proxies[kind].seen) for kind in BAD}), flush=True)
 

@@ -42,6 +42,8 @@ RETRY_MOST = 30.0
 RETRY_JITTER = 0.2
 
 ROUNDING = 1.0 + 1e-9
+LESS_ROUNDING = 1.0 + 0.5e-9
+"""For what must be within `ROUNDING` however the same is added up."""
 
 WAITING = State.WAITING
 EXPIRED_ON_ARRIVAL = "the deadline had passed when the request came"
@@ -153,7 +155,7 @@ def admit(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per
     return None
 
 
-def admit_alike(  # noqa: PLR0915  as `admit`
+def admit_alike(  # noqa: C901, PLR0915  as `admit`
     books: Books, requests: Sequence[Request], now: float
 ) -> int:
     """Queues requests that differ in their data only, up to one that needs a closer look; `admit` sees to that.
@@ -195,20 +197,25 @@ def admit_alike(  # noqa: PLR0915  as `admit`
     later = max(alone, min(full * NOISE, 0.5 * (deadline - now)))
     trust = DOUBT if now - model.confirmed > TRUST else 1.0
     margin = model.margin
+    last = (own + (len(requests) - 1) * cost + half) * busy_weight / weight - half
+    # Whether even the last one will run at once, and in time: then none has to be looked at.
+    all_at_once = not until and last + rides <= full * LESS_ROUNDING and now + full * trust <= deadline
     taken = 0
+    wait = 0.0
     for request in requests:
-        wait = (own + half) * busy_weight / weight - half
-        if wait > total:  # noqa: PLR1730  `min` would be felt
-            wait = total
-        with_it = wait + rides
-        if until or with_it > full * ROUNDING:
-            wait = running + (with_it / ROUNDING // full * full if full else wait) / usable
-            seconds = later
-        else:
-            seconds = min(wait + alone, full)
-            wait = 0.0
-        if full and now + wait * margin + seconds * trust > deadline:
-            break
+        if not all_at_once:
+            wait = (own + half) * busy_weight / weight - half
+            if wait > total:  # noqa: PLR1730  `min` would be felt
+                wait = total
+            with_it = wait + rides
+            if until or with_it > full * ROUNDING:
+                wait = running + (with_it / ROUNDING // full * full if full else wait) / usable
+                seconds = later
+            else:
+                seconds = min(wait + alone, full)
+                wait = 0.0
+            if full and now + wait * margin + seconds * trust > deadline:
+                break
         request.state = WAITING
         request.cost = cost
         request.expected = wait

@@ -238,6 +238,7 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
     full = False
     taken = 0
     waiting_cost = 0.0
+    new = Part.__new__
     while rows < cap:
         if early:
             head = queue.head()
@@ -275,7 +276,11 @@ def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call pe
             else:
                 line.popleft()
             request.state = RUNNING
-            parts.append(Part(request, 0, n))
+            part = new(Part)  # a call of the class takes twice as long
+            part.request = request
+            part.start = 0
+            part.rows = n
+            parts.append(part)
             cost = request.cost
         rows += n
         taken += n

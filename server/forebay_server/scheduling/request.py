@@ -147,6 +147,8 @@ class Request:
 
     together = False
     """Whether `succeed_all` does better than `succeed` for each."""
+    alike: Any = None
+    """The same for those that `succeed_all` may treat alike; None: for none."""
 
     @classmethod
     def succeed_all(cls, done: list[Any], outputs: Any) -> list[Any]:

@@ -188,15 +188,17 @@ class Intake:
     def match(self, body: bytes) -> Template | None:
         """The template that a serialized message follows; None if it has to be parsed."""
         template = self._templates.match(body)
-        if template is None:
-            return None
+        return template if template is not None and self.holds(template) else None
+
+    def holds(self, template: Template) -> bool:
+        """Whether name and version of a template still mean what they meant; if not, all templates are forgotten."""
         try:
             if self.resolve(template.model, template.version) is template.served:
-                return template
+                return True
         except ForebayError:
             pass  # the usual way will say why
         self._templates.clear()
-        return None
+        return False
 
     def follow(
         self,
@@ -261,7 +263,8 @@ class Intake:
             None,
             0,
         )
-        self._templates.learn(body, data, message, plan.served, example)
+        plain = request.rows == 1 and request.shapes is None and not request.tail and not request.report
+        self._templates.learn(body, data, message, plan.served, example, plain=plain)
 
     def build(
         self,

@@ -1,9 +1,9 @@
 """`StreamPredict`: many requests over one stream, answered in messages of many results.
 
-Life of a stream: OPEN gives it credit for its first message. Each message's items are built and admitted like unary
-requests, all at once if they differ in ids and data only; what fails at once is a result like any other. Results gather
-in the stream, and `flush`, which the dispatcher calls at the end of each turn, sends what has gathered as few messages,
-gives credit for more items, and finishes the stream when the caller has closed its side and everything is answered.
+Life of a stream: OPEN gives it credit for its first message. `services.uptake` makes items in flight of each message.
+Results gather in the stream, and `flush`, which the dispatcher calls at the end of each turn, sends what has gathered
+as few messages, gives credit for more items, and finishes the stream when the caller has closed its side and everything
+is answered.
 
 Flow control. *Items in flight* are those accepted whose results are not handed to the wire; in order, a finished item
 that waits for an earlier one counts. A stream whose window is full gets no credit, so HTTP/2 slows its caller down.
@@ -14,39 +14,25 @@ it is overshot by the items of one message at most. A stream whose results are n
 Everything runs in the dispatcher thread.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from google.protobuf import duration_pb2
-from google.protobuf.message import DecodeError
 
 from forebay.v1 import inference_pb2
-from forebay_server import errors
-from forebay_server.errors import ForebayError, InvalidRequest
+from forebay_server.errors import InvalidRequest, MessageTooLarge
 from forebay_server.services.complaints import Complaints
-from forebay_server.services.framing import (
-    error_part,
-    first_item,
-    ids_of_alike,
-    result_part,
-    seconds_of,
-    split_items,
-)
+from forebay_server.services.framing import AROUND
 from forebay_server.services.intake import Intake
 from forebay_server.services.service import Outbox
-from forebay_server.services.status import CODE_NAMES, failure, internal, status_bytes
-from forebay_server.services.stream import ItemInference, Stream
-from forebay_server.services.templates import Template
+from forebay_server.services.status import CODE_NAMES, failure, status_bytes
+from forebay_server.services.stream import Stream
+from forebay_server.services.uptake import DRAINING, Uptake
 from forebay_server.telemetry.tracing.names import CANCELLED, DEADLINE_EXCEEDED, OK, STREAM
-from forebay_server.telemetry.tracing.records import CALL, ITEM
-from forebay_server.telemetry.tracing.tracer import Mark, Tracer, decoded
+from forebay_server.telemetry.tracing.records import CALL
+from forebay_server.telemetry.tracing.tracer import Tracer
 from forebay_server.wire.port import CREDIT, FAIL, FINISH, SEND, Event
 
-MAX_ITEMS: Final = 1024
-"""Items in one message."""
-ALIKE: Final = 8
-"""Items in a message from which it pays to look at them all at once."""
 MAX_CREDITS: Final = 256
 """Messages that one stream may have under way to us."""
 MAX_UNDERWAY_BYTES: Final = 1 << 20
@@ -56,16 +42,7 @@ MAX_PARKED_BYTES: Final = 4 << 20
 COALESCED_BYTES: Final = 256 << 10
 """Results are put together into messages of about this size; one large result may make a larger one."""
 
-UNREADABLE = InvalidRequest([("", "the message can't be parsed as a StreamPredictRequest")])
-MALFORMED = failure(UNREADABLE)
-DRAINING = errors.Draining("the server is shutting down")
-DRAINING_STATUS = status_bytes(DRAINING)
 DRAINING_FAILURE = failure(DRAINING)
-
-
-_Item = tuple[int, Any, float | None, Template | None, str]
-"""The id of an item; its request, as bytes with the template that they follow, or parsed, with its timeout between; its
-trace context."""
 
 
 class Streams:
@@ -91,6 +68,7 @@ class Streams:
         tracer: Tracer | None = None,
     ) -> None:
         self._intake = intake
+        self._uptake = Uptake(intake, complaints, tracer)
         self.complaints = complaints
         self.tracer = tracer
         self._outbox = outbox
@@ -99,11 +77,9 @@ class Streams:
         self._streams: dict[int, Stream] = {}
         self.dirty: list[Stream] = []
         """Streams that `flush` has to look at."""
-        self._lesson: bytes | None = None
-        """The bytes of an item's request that followed no template, in the message that is taken up."""
-        self.max_response = max_send_bytes - 64
-        """Bytes; the rest is for what is around a response."""
-        self.too_large = status_bytes(errors.MessageTooLarge(f"the response is larger than {max_send_bytes} bytes"))
+        self.max_response = max_send_bytes - AROUND
+        self.coalesced = min(COALESCED_BYTES, max_send_bytes)
+        self.too_large = status_bytes(MessageTooLarge(f"the response is larger than {max_send_bytes} bytes"))
 
     def open(self) -> int:
         """Open streams."""
@@ -187,219 +163,6 @@ class Streams:
         for call in self._streams:
             self._outbox.append((SEND, call, message))
 
-    # --- Items --------------------------------------------------------------------------------------------------------
-
-    def _take(self, stream: Stream, body: bytes) -> None:
-        """Takes up a message."""
-        first = not stream.started
-        stream.started = True
-        if stream.last_items >= ALIKE and self._take_alike(stream, body):
-            return
-        items = self._cut(body)
-        if items is None:
-            try:
-                message = _parse(body)
-            except DecodeError:
-                self._fail(stream, MALFORMED)
-                self.complaints.refused(UNREADABLE, "StreamPredict", metadata=stream.metadata)
-                return
-            if message.HasField("options"):
-                if not first:
-                    self._fail_invalid(stream, "options", "only in the first message")
-                    return
-                self._configure(stream, message.options)
-            if len(message.items) <= MAX_ITEMS:
-                items = [
-                    (
-                        item.id,
-                        item.request,
-                        seconds_of(item.timeout) if item.HasField("timeout") else None,
-                        None,
-                        item.traceparent,
-                    )
-                    for item in message.items
-                ]
-        if items is None or len(items) > MAX_ITEMS:
-            self._fail_invalid(stream, "items", f"more than {MAX_ITEMS}")
-            return
-        stream.last_items = len(items) or 1
-        stream.last_bytes = len(body)
-        self._items(stream, items)
-        self._lesson = None
-
-    def _take_alike(self, stream: Stream, body: bytes) -> bool:
-        """Takes up a message of many items that differ in their ids and data only, all at once.
-
-        Returns:
-            Whether it was one; if not, nothing has been done.
-        """
-        item = first_item(body)
-        if item is None:
-            return False
-        count, rest = divmod(len(body), item.stop)
-        intake = self._intake
-        if rest or not ALIKE <= count <= MAX_ITEMS or intake.draining:
-            return False
-        timeout = item.timeout
-        template = intake.match(body[item.start : item.end])
-        if template is None or template.id_length or (timeout is not None and timeout <= 0):
-            return False
-        begin, end = item.start + template.offset, item.start + template.end
-        ids = ids_of_alike(body, item, begin, end)
-        flights = stream.flights
-        if ids is None or len(set(ids)) != count or not flights.keys().isdisjoint(ids):
-            return False
-        now = self.clock()
-        deadline = intake.deadline(stream.deadline, now) if timeout is None else self._deadline(stream, timeout, now)
-        size = end - begin
-        data = [body[place : place + size] for place in range(begin, len(body), item.stop)]
-        requests = ItemInference.many(
-            template.example, ids, data, owner=stream, deadline=deadline, tenant=stream.tenant, arrival=now
-        )
-        self._mark(stream, requests)
-        stream.last_items = count
-        stream.last_bytes = len(body)
-        refused = intake.admit_alike(requests, now)
-        if refused:
-            errors_of = dict(refused)
-            for request in requests:
-                error = errors_of.get(request)
-                if error is None:
-                    stream.take(request)
-                else:
-                    self._item_ended(request.trace, now, request.ident, error.reason)
-                    self.complaints.refused(error, "StreamPredict", request=request, metadata=stream.metadata)
-                    stream.settle_at_once(request.ident, error_part(request.ident, status_bytes(error)))
-            return True
-        flights.update(zip(ids, requests, strict=True))
-        if stream.order is not None:
-            for request in requests:
-                request.outcome = None
-            stream.order.extend(requests)
-        return True
-
-    def _mark(self, stream: Stream, requests: Sequence[ItemInference]) -> None:
-        """Decides who of many items is sampled."""
-        if self.tracer is not None:
-            for request in requests:
-                decoded(request, self.tracer.item("", stream.mark), self.clock())
-
-    def _cut(self, body: bytes) -> list[_Item] | None:
-        """The items of a message whose requests all follow templates; None if it has to be parsed."""
-        parts = split_items(body, MAX_ITEMS)
-        if parts is None:
-            return None
-        match = self._intake.match
-        items: list[_Item] = []
-        template: Template | None = None
-        length = 0
-        for ident, part, timeout, context in parts:
-            # Mostly all items follow the template of the first.
-            if template is None or len(part) != length or template.id_length or not part.startswith(template.prefix):
-                template = match(part)
-                length = len(part)
-            if template is None:
-                # One of them is enough to learn from: a stream's items are mostly of one kind.
-                self._lesson = part
-                return None
-            items.append((ident, part, timeout, template, context))
-        return items
-
-    def _items(self, stream: Stream, items: list[_Item]) -> None:
-        """Admits items, up to the first that fails the whole stream."""
-        now = self.clock()
-        stream_deadline = self._intake.deadline(stream.deadline, now)
-        draining = self._intake.draining
-        flights = stream.flights
-        tracer = self.tracer
-        mark: Mark = None
-        for position, (ident, item, timeout, template, context) in enumerate(items):
-            if ident in flights:
-                self._fail_invalid(stream, f"items[{position}].id", f"{ident} is in flight already")
-                return
-            if draining:
-                self._intake.refused(ItemInference.method, DRAINING, stream.tenant)
-                stream.settle_at_once(ident, error_part(ident, DRAINING_STATUS))
-                self.complaints.refused(DRAINING, "StreamPredict", message=item, metadata=stream.metadata)
-                continue
-            if tracer is not None:
-                mark = tracer.item(context, stream.mark)
-            try:
-                deadline = stream_deadline if timeout is None else self._deadline(stream, timeout, now)
-                self._admit(stream, ident, item, template, deadline, now, mark)
-            except ForebayError as error:
-                stream.settle_at_once(ident, error_part(ident, status_bytes(error)))
-                self.complaints.refused(error, "StreamPredict", message=item, metadata=stream.metadata)
-                self._item_ended(mark, now, ident, error.reason)
-            except Exception as error:  # noqa: BLE001 - one item may not harm the others
-                status = status_bytes(internal(error, method="StreamPredict"))
-                stream.settle_at_once(ident, error_part(ident, status))
-                self._item_ended(mark, now, ident, errors.Internal.reason)
-
-    def _item_ended(self, mark: Mark, began: float, ident: int, reason: str) -> None:
-        """An item has ended without a request for the scheduler."""
-        if self.tracer is not None:
-            self.tracer.ended(mark, ITEM, began, ident, CODE_NAMES[reason] if reason else OK, reason)
-
-    def _admit(
-        self,
-        stream: Stream,
-        ident: int,
-        item: Any,
-        template: Template | None,
-        deadline: float,
-        now: float,
-        mark: Mark,
-    ) -> None:
-        """Builds and admits one item.
-
-        Raises:
-            ForebayError: It can't be run.
-        """
-        intake = self._intake
-        if template is not None:
-            request = intake.follow(template, ItemInference, stream, ident, item, deadline, stream.tenant, now)
-        else:
-            request = intake.build(ItemInference, stream, ident, item, deadline, stream.tenant, now)
-            if not request.rows:
-                stream.settle_at_once(ident, result_part(ident, request.encoder.empty(request.tail)))
-                self._item_ended(mark, now, ident, "")
-                return
-            if self._lesson is not None:
-                self._learn(item, request)
-        if mark is not None:
-            decoded(request, mark, self.clock())
-        refusal = intake.admit(request, now)
-        if refusal is not None:
-            raise refusal
-        stream.take(request)
-
-    def _learn(self, message: inference_pb2.PredictRequest, request: ItemInference) -> None:
-        """Learns from the item whose bytes were kept, if this is it."""
-        lesson = self._lesson
-        if lesson is not None and lesson == message.SerializeToString():
-            self._lesson = None
-            self._intake.learn(lesson, message, request)
-
-    def _deadline(self, stream: Stream, timeout: float, now: float) -> float:
-        """The deadline of an item with a timeout.
-
-        Raises:
-            InvalidRequest: The timeout is not positive.
-        """
-        if timeout <= 0:
-            error = InvalidRequest([("timeout", "must be positive")])
-            self._intake.refused(ItemInference.method, error, stream.tenant)
-            raise error
-        deadline = now + timeout
-        return self._intake.deadline(deadline if deadline < stream.deadline else stream.deadline, now)  # noqa: FURB136 - `min` would be felt
-
-    def _configure(self, stream: Stream, options: inference_pb2.StreamOptions) -> None:
-        if options.order == inference_pb2.RESULT_ORDER_AS_SENT:
-            stream.order = deque()
-        if options.max_in_flight > 0:
-            stream.window = min(options.max_in_flight, stream.window)
-
     # --- The end of a turn --------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
@@ -439,7 +202,7 @@ class Streams:
             return
         start, size = 0, 0
         for position, result in enumerate(ready):
-            if size and size + len(result) > COALESCED_BYTES:
+            if size and size + len(result) > self.coalesced:
                 self._outbox.append((SEND, call, b"".join(ready[start:position])))
                 start, size = position, 0
             size += len(result)
@@ -471,6 +234,13 @@ class Streams:
             if stream.call not in self._streams:
                 return
 
+    def _take(self, stream: Stream, body: bytes) -> None:
+        """Takes up a message. If it is wrong, that is the end of the stream."""
+        try:
+            self._uptake.take(stream, body)
+        except InvalidRequest as error:
+            self._fail(stream, error)
+
     def _touch(self, stream: Stream) -> None:
         if not stream.dirty:
             stream.dirty = True
@@ -478,17 +248,13 @@ class Streams:
 
     # --- Ends ---------------------------------------------------------------------------------------------------------
 
-    def _fail_invalid(self, stream: Stream, field: str, sentence: str) -> None:
-        error = InvalidRequest([(field, sentence)])
-        self._fail(stream, failure(error))
-        self.complaints.refused(error, "StreamPredict", metadata=stream.metadata)
-
-    def _fail(self, stream: Stream, reason: Any) -> None:
+    def _fail(self, stream: Stream, error: InvalidRequest) -> None:
         """Ends the stream with an error, its caller's; what was accepted is cancelled."""
-        if self._streams.pop(stream.call, None) is not None:
-            self._outbox.append((FAIL, stream.call, reason))
-            self._drop(stream)
-            self._ended(stream, CODE_NAMES[InvalidRequest.reason], InvalidRequest.reason)
+        del self._streams[stream.call]
+        self._outbox.append((FAIL, stream.call, failure(error)))
+        self._drop(stream)
+        self._ended(stream, CODE_NAMES[error.reason], error.reason)
+        self.complaints.refused(error, "StreamPredict", metadata=stream.metadata)
 
     def _ended(self, stream: Stream, code: str, reason: str = "") -> None:
         if self.tracer is not None:
@@ -505,6 +271,3 @@ class Streams:
                 self._intake.cancel(request, now)
                 if self.tracer is not None:
                     self.tracer.cancelled_item(request, request.ident)
-
-
-_parse: Any = inference_pb2.StreamPredictRequest.FromString

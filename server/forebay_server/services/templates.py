@@ -37,10 +37,10 @@ _ID_TAG = inference_pb2.PredictRequest(request_id="x").SerializeToString()[0]
 class Template:
     """A kind of message, and the request that one of them became."""
 
-    __slots__ = ("end", "example", "id_length", "model", "offset", "prefix", "served", "version")
+    __slots__ = ("alike", "end", "example", "id_length", "model", "offset", "prefix", "served", "version")
 
     def __init__(
-        self, prefix: bytes, size: int, message: inference_pb2.PredictRequest, served: Any, example: Any
+        self, prefix: bytes, size: int, message: inference_pb2.PredictRequest, served: Any, example: Any, *, plain: bool
     ) -> None:
         self.prefix = prefix
         self.offset = len(prefix)
@@ -54,6 +54,8 @@ class Template:
         """What the name and the version meant. They may come to mean something else: the user of a template asks."""
         self.example = example
         """The request, without its data."""
+        self.alike = example if plain else None
+        """What requests that follow it have in common if their responses differ in the data of one row only."""
 
 
 class Templates:
@@ -78,7 +80,16 @@ class Templates:
         missed, self._missed = self._missed, length
         return missed == length and 0 < len(self._by_length.get(length, (None,))) < MAX_ALIKE
 
-    def learn(self, body: bytes, data: bytes, message: inference_pb2.PredictRequest, served: Any, example: Any) -> bool:
+    def learn(
+        self,
+        body: bytes,
+        data: bytes,
+        message: inference_pb2.PredictRequest,
+        served: Any,
+        example: Any,
+        *,
+        plain: bool = False,
+    ) -> bool:
         """Makes a template of a message, if its data, or its data and then its request id, are its end.
 
         Args:
@@ -87,6 +98,7 @@ class Templates:
             message: The same, parsed.
             served: What its model and version mean.
             example: The request that was made of it.
+            plain: Whether the responses to such requests differ in the data of one row only.
 
         Returns:
             Whether there is a template now. If there can't be one, messages of this length are not tried again.
@@ -101,7 +113,7 @@ class Templates:
         prefix = body[:offset]
         if not _ends_with(prefix, data, message.request_id):
             return False
-        self._by_length[len(body)] = (Template(prefix, len(data), message, served, example), *alike)
+        self._by_length[len(body)] = (Template(prefix, len(data), message, served, example, plain=plain), *alike)
         return True
 
     def clear(self) -> None:

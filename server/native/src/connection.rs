@@ -1,7 +1,7 @@
 //! One connection: handshake, HTTP/2, the tasks of its calls, age, and going away.
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
+use crate::batched_io::{BatchedIo, Chunks};
 use crate::call::{self, Shared};
 use crate::calls::{Calls, Ticket};
 use crate::clock::duration;
@@ -45,6 +46,8 @@ pub struct Common {
     pub settings: Arc<Settings>,
     /// Counters.
     pub figures: Arc<Figures>,
+    /// Memory for what is read and written.
+    pub chunks: Rc<Chunks>,
 }
 
 /// Where a connection came in.
@@ -111,14 +114,21 @@ where
         next.set(ticket);
         run
     });
-    let mut connection = pin!(builder(limits, spawner).serve_connection(TokioIo::new(io), service));
+    let io = BatchedIo::new(io, &common.chunks);
+    let mut connection = pin!(builder(limits, spawner).serve_connection(TokioIo::new(io.clone()), service));
     let mut age = pin!(sleep(age(limits.max_connection_age)));
     let mut aged = false;
     let mut leaving = false;
     loop {
         tokio::select! {
             biased;
-            _ = connection.as_mut() => return,
+            () = poll_fn(|context| {
+                let polled = connection.as_mut().poll(context);
+                match io.poll_send(context) {
+                    Poll::Ready(Err(_)) => Poll::Ready(()),
+                    _ => polled.map(drop),
+                }
+            }) => return,
             () = phases.leave(), if !leaving => {
                 leaving = true;
                 connection.as_mut().graceful_shutdown();

@@ -3,6 +3,7 @@
 //! This file is its Python surface. One thread, `forebay-io`, owns the sockets and never takes the GIL; the taker's thread
 //! meets it in two queues. It knows bytes and method names, nothing of protobuf or models.
 
+pub mod batched_io;
 pub mod call;
 pub mod calls;
 pub mod clock;

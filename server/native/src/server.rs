@@ -14,6 +14,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::batched_io::Chunks;
 use crate::calls::Calls;
 use crate::clock::{Clock, duration};
 use crate::config::Settings;
@@ -167,6 +168,7 @@ async fn serve(
         Arc::clone(&joint.gathering),
         joint.clock,
     ));
+    let chunks = Rc::new(Chunks::default());
     let open = Rc::new(Cell::new(0_usize));
     for (exposure, bound) in bound.into_iter().enumerate() {
         let socket = match Accepting::new(bound.listener) {
@@ -178,6 +180,7 @@ async fn serve(
                 calls: Rc::clone(&calls),
                 settings: Arc::clone(&joint.settings),
                 figures: Arc::clone(&joint.figures),
+                chunks: Rc::clone(&chunks),
             },
             exposure,
             certificates: bound.certificates,

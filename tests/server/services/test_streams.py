@@ -1,14 +1,15 @@
 """Streams, as exact sequences of events and actions."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from forebay.v1 import inference_pb2
 from forebay_server import errors
-from forebay_server.services import streams
-from forebay_server.services.stream import ItemInference
+from forebay_server.services import streams, uptake
+from forebay_server.services.item import ItemInference
 from forebay_server.wire.port import CREDIT, FAIL, FINISH, SEND, Peer
 
 CALL = 4
@@ -354,9 +355,9 @@ def test_drain(stream):
     assert (kind, call, failure.code) == (FAIL, 99, 14)
 
 
-def test_results_of_one_turn_are_cut_into_messages_of_bounded_size(stream, monkeypatch):
+def test_results_of_one_turn_are_cut_into_messages_of_bounded_size(stream):
     """Many large results go out as several messages, none lost and none twice."""
-    monkeypatch.setattr(streams, "COALESCED_BYTES", 120)
+    stream.house.inference.streams.coalesced = 120
     stream.open()
     stream.send(1, 2, 3, 4)
 
@@ -365,6 +366,22 @@ def test_results_of_one_turn_are_cut_into_messages_of_bounded_size(stream, monke
     assert [ident for action in sent for ident, _ in results(action)] == [1, 2, 3, 4]
     assert len(sent) > 1
     assert all(len(action[2]) <= 120 for action in sent)
+
+
+def test_results_that_are_made_together_are_cut_into_messages_of_bounded_size(make_house, request_for):
+    """The same for those of many items that are alike; no message is one that the wire would not send."""
+    stream = Stream(make_house(max_send_bytes=200), request_for)
+    stream.open()
+    sent = []
+    for begin in range(0, 30, 10):
+        stream.send(*range(begin, begin + 10), timeout=5)
+        waiting, stream.house.scheduler.admitted = stream.house.scheduler.admitted, []
+        stream.house.scheduler.run_together(*waiting)
+        sent += [action for action in stream.house.turn() if action[0] == SEND]
+
+    assert [ident for action in sent for ident, _ in results(action)] == list(range(30))
+    assert len(sent) > 3
+    assert all(len(action[2]) <= 200 for action in sent)
 
 
 def test_response_over_the_limit_is_an_item_error(make_house, request_for):
@@ -449,11 +466,28 @@ def test_many_items_at_once_get_what_each_would_get(make_house, request_for, mon
     assert len(made) == (
         0 if report else 10
     )  # Not the first two, nor where ids grow longer; those with timings follow no template.
-    monkeypatch.setattr(streams, "ALIKE", 10_000)
+    monkeypatch.setattr(uptake, "ALIKE", 10_000)
     monkeypatch.setattr(ItemInference, "together", False)
     made.clear()
     assert life(make_house(), request_for, ordered=ordered, refused=refused, report=report) == at_once
     assert not made
+
+
+def test_many_items_at_once_when_the_model_has_changed(make_house, request_for):
+    """What was found out about earlier messages counts as long as the model's name means the same."""
+    house = make_house()
+    caller = Stream(house, request_for)
+    caller.open()
+    for begin, version in ((0, 7), (10, 7), (20, 7), (30, 8), (40, 8), (50, 8)):
+        if version != house.served.version:
+            house.served = house.catalogue.models["double"] = replace(house.served, version=version)
+        caller.send(*range(begin, begin + 10), timeout=5)
+        waiting, house.scheduler.admitted = house.scheduler.admitted, []
+        house.scheduler.run_together(*waiting)
+        (sent,) = [action for action in house.turn() if action[0] == SEND]
+        message = inference_pb2.StreamPredictResponse.FromString(sent[2])
+        assert [result.id for result in message.results] == list(range(begin, begin + 10))
+        assert {result.response.version for result in message.results} == {version}
 
 
 @pytest.mark.parametrize("flaw", ["duplicate", "in flight", "timeout", "draining"])
@@ -473,5 +507,5 @@ def test_many_items_of_which_one_is_wrong_are_taken_one_by_one(make_house, reque
         return got, caller.admitted
 
     at_once = told()
-    monkeypatch.setattr(streams, "ALIKE", 10_000)
+    monkeypatch.setattr(uptake, "ALIKE", 10_000)
     assert told() == at_once
