@@ -128,6 +128,35 @@ def test_the_source_is_never_read_beyond_the_window(client, server, until):
     assert len(list(stream)) == 8
 
 
+def test_large_items_close_the_window_by_their_bytes(client, server, until):
+    """Of items of 600 KB, 2 MB hold three and one that goes beyond; each result that is given out makes room for one."""
+    server.log.script = "wait"
+    taken = []
+
+    def source():
+        for value in range(12):
+            taken.append(value)
+            yield {"x": np.full((75_000, 2), value, np.float32)}
+
+    stream = client.stream("double", source(), window_bytes=2_000_000)
+    until(lambda: len(server.log.messages) == 1 and len(taken) == 4)
+    server.log.proceed.set()
+    for count in range(1, 9):
+        assert next(stream)["y"][0, 0] == 2.0 * (count - 1)
+        assert len(taken) <= 4 + count
+    until(lambda: len(taken) == 12)
+    assert len(list(stream)) == 4
+
+
+def test_large_items_go_in_messages_of_their_own(client, server, outcomes):
+    """Many in one would be over the server's limit, which here is gRPC's own of 4 MiB."""
+    found, error = outcomes(client.stream("double", [{"x": np.ones((75_000, 2), np.float32)}] * 16))
+
+    assert error is None
+    assert [(index, 2.0) for index in range(16)] == [(result.index, result["y"][0, 0]) for result in found]
+    assert [len(message.items) for message in server.log.messages] == [1] * 16
+
+
 def test_a_slow_source_is_not_held_up_for_company(client):
     """An item is sent although its message is not full: here each item needs the result of the one before."""
     arrived = threading.Semaphore(1)
@@ -267,7 +296,8 @@ def test_a_result_for_nobody_ends_the_stream(client, server, outcomes):
 
 
 @pytest.mark.parametrize(
-    "options", [{"window": 0}, {"items_per_message": 0}, {"items_per_message": 1025}, {"deadline": 0}]
+    "options",
+    [{"window": 0}, {"window_bytes": 0}, {"items_per_message": 0}, {"items_per_message": 1025}, {"deadline": 0}],
 )
 def test_options_out_of_range_are_refused(client, options):
     """At once, not by the first item."""
