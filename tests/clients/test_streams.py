@@ -129,7 +129,7 @@ def test_the_source_is_never_read_beyond_the_window(client, server, until):
 
 
 def test_large_items_close_the_window_by_their_bytes(client, server, until):
-    """Of items of 600 KB, 2 MB hold three and one that goes beyond; each result that is given out makes room for one."""
+    """Of items of 600 KB, 2 MB hold three and one that goes beyond; each result given out makes room for one."""
     server.log.script = "wait"
     taken = []
 

@@ -5,8 +5,8 @@ keep calls to one `StreamCore` from overlapping.
 
 The life of an item: *taken* from the source -> *sent* -> *answered* -> *delivered* to the caller. Items between taken
 and delivered are *held*: never more than the window, and no more are taken while their inputs have as many bytes as it
-may, so that one item at most goes beyond that. Each item that was taken is delivered exactly once, as a prediction or as
-an error.
+may, so that one item at most goes beyond that. Each item that was taken is delivered exactly once, as a prediction or
+as an error.
 
 If the server goes away or drains, another call is made, and what was sent and not answered is sent again on it; what
 was answered is not. Only if nobody has answered anything for the time of an `outage`, though items wait for an answer,
