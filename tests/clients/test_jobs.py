@@ -49,12 +49,17 @@ def test_a_job_is_described_in_types_of_the_language(client, server):
         estimated_wait=dt.timedelta(milliseconds=250),
     )
     assert not job.done
+    server.jobs.touch(job.id, 17)
+    job = client.job(job.id)
+    assert (job.state, job.done) == (JobState.UNKNOWN, False)
     server.jobs.finish(job.id)
     job = client.job(job.id)
     assert (job.end_time, job.purge_time) == (BORN + dt.timedelta(seconds=5), BORN + dt.timedelta(seconds=86_405))
     assert (job.jobs_ahead, job.estimated_wait) == (None, None)
-    server.jobs.touch(job.id, 17)
-    assert client.job(job.id).state is JobState.UNKNOWN
+    server.jobs.touch(job.id, 17)  # of a newer server; its end is one all the same
+    job = client.job(job.id)
+    assert (job.state, job.done) == (JobState.UNKNOWN, True)
+    assert client.result(job).job == job
 
 
 def test_every_option_reaches_the_server(client, server):

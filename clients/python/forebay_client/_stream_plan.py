@@ -25,7 +25,7 @@ class StreamOptions(TypedDict, total=False):
     """With as many bytes of inputs among these items no more are taken, so that one item at most goes beyond it; 64 MiB
     by default."""
     items_per_message: int
-    """The most items in a message; 32 by default. A message has at most 1 MiB of inputs, unless one item alone has more.
+    """The most items in a message; 32 by default. A message has at most 1 MiB of inputs unless one item alone has more.
     The server answers them one by one all the same."""
     ordered: bool
     """Whether results come in the order of the items, as by default; otherwise as they complete, with `index` to tell
