@@ -202,6 +202,72 @@ func TestAServerThatIsSlow(t *testing.T) {
 	}
 }
 
+func TestAServerThatCancelsCallsHasGoneAway(t *testing.T) {
+	quitting := func() *fake {
+		return newFake(t, &fake{
+			refuse: func(_ context.Context, call int) error {
+				if call == 0 {
+					return status.Error(codes.Canceled, "stopped")
+				}
+				return nil
+			},
+			stream: func(call int, stream itemStream) error {
+				if call == 0 {
+					return status.Error(codes.Canceled, "stopped")
+				}
+				return echo(stream)
+			},
+		})
+	}
+	ctx := within(t, 20*time.Second)
+	var failure *forebay.Error
+
+	server := quitting()
+	if _, err := dial(t, server.address).Predict(ctx, "m", rows(t, 1)); err != nil || server.count() != 2 {
+		t.Errorf("%v after %d calls", err, server.count())
+	}
+	outcomes, _, err := collect(dial(t, quitting().address).Stream(ctx, "m", numbers(t, 0, 10)))
+	if err != nil || len(outcomes) != 10 {
+		t.Errorf("%d outcomes, %v", len(outcomes), err)
+	}
+	_, err = dial(t, quitting().address, forebay.WithRetry(forebay.Retry{Attempts: 1})).Predict(ctx, "m", rows(t, 1))
+	if !errors.As(err, &failure) || failure.Code != codes.Unavailable {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestACallThatIsCancelledHereIsCancelled(t *testing.T) {
+	for name, cancel := range map[string]func(cancel context.CancelFunc, client *forebay.Client){
+		"by its context":        func(cancel context.CancelFunc, _ *forebay.Client) { cancel() },
+		"by closing its client": func(_ context.CancelFunc, client *forebay.Client) { _ = client.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			called := make(chan struct{}, 1)
+			server := newFake(t, &fake{refuse: func(ctx context.Context, _ int) error {
+				called <- struct{}{}
+				<-ctx.Done()
+				return ctx.Err()
+			}})
+			client, err := forebay.Dial(server.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = client.Close() }()
+			ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
+			defer stop()
+			go func() {
+				<-called
+				cancel(stop, client)
+			}()
+			_, err = client.Predict(ctx, "m", rows(t, 1))
+			var failure *forebay.Error
+			if !errors.As(err, &failure) || failure.Code != codes.Canceled || server.count() != 1 {
+				t.Errorf("%v after %d calls", err, server.count())
+			}
+		})
+	}
+}
+
 func TestAnAnswerThatComesInDrops(t *testing.T) {
 	client := dial(t, proxy(t, newFake(t, &fake{}).address, func(connection io.Writer, server io.Reader) {
 		for _, err := io.CopyN(connection, server, 100); err == nil; _, err = io.CopyN(connection, server, 100) {

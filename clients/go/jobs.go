@@ -165,7 +165,10 @@ func (c *Client) poll(ctx context.Context, id string) (*forebayv1.ResultResponse
 	ctx, cancel := context.WithTimeout(ctx, wait+c.timeout)
 	defer cancel()
 	response, err := c.jobs.Result(ctx, &forebayv1.ResultRequest{Id: id, Wait: durationpb.New(max(wait, 0))})
-	return response, wrap(err)
+	if err != nil {
+		return nil, fromAttempt(ctx, err)
+	}
+	return response, nil
 }
 
 func outcomeOf(response *forebayv1.ResultResponse) (*Result, error) {
@@ -227,7 +230,7 @@ func (c *Client) watch(ctx context.Context, id string, patience *patience, yield
 	if errors.Is(err, io.EOF) {
 		return unavailable("the server ended the call before the job had ended")
 	}
-	return fromError(err)
+	return fromAttempt(ctx, err)
 }
 
 // Cancel cancels a job that has not finished, and tells it as it is then.

@@ -226,7 +226,7 @@ func (s *stream) call(ctx context.Context, yield func(Outcome, error) bool) (fai
 	defer cancel()
 	call, err := s.inference.StreamPredict(ctx)
 	if err != nil {
-		return fromError(err), true
+		return fromAttempt(ctx, err), true
 	}
 	s.mutex.Lock()
 	s.core.begin()
@@ -241,7 +241,7 @@ func (s *stream) call(ctx context.Context, yield func(Outcome, error) bool) (fai
 			return nil, true
 		}
 		if err != nil {
-			return fromError(err), true
+			return fromAttempt(ctx, err), true
 		}
 		s.mutex.Lock()
 		outcomes, failure := s.core.receive(message)

@@ -229,6 +229,58 @@ def test_an_answer_that_comes_in_drops_is_late(connect, listen, large):
         client.predict("double", inputs, deadline=0.5)
 
 
+class Quitter(inference_service_pb2_grpc.InferenceServiceServicer):
+    """Cancels its first call, as a server of grpcio's that is stopped may do, and answers the others."""
+
+    def __init__(self) -> None:
+        self.calls = itertools.count(1)
+
+    def _begin(self, context):
+        if next(self.calls) == 1:
+            context.cancel()
+
+    def Predict(self, request, context):
+        self._begin(context)
+        return inference_pb2.PredictResponse(model=request.model, outputs=request.inputs)
+
+    def StreamPredict(self, messages, context):
+        self._begin(context)
+        for message in messages:
+            yield inference_pb2.StreamPredictResponse(
+                results=[
+                    inference_pb2.StreamResult(id=item.id, response=inference_pb2.PredictResponse(model="m"))
+                    for item in message.items
+                ]
+            )
+
+
+@pytest.fixture
+def serve():
+    """Starts servers of a service; their addresses."""
+    started = []
+
+    def start(service):
+        server = grpc.server(ThreadPoolExecutor(4))
+        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        started.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server in started:
+        server.stop(0).wait()
+
+
+def test_a_server_that_cancels_calls_has_gone_away(connect, serve, outcomes):
+    """Nobody here has cancelled them, so that they are made again."""
+    assert connect(serve(Quitter())).predict("m", ROW).model == "m"
+    (found,), error = outcomes(connect(serve(Quitter())).stream("m", [ROW]))
+    assert (found.model, error) == ("m", None)
+    with pytest.raises(forebay_client.Unavailable, match="cut off"):
+        connect(serve(Quitter()), retry=None).predict("m", ROW)
+
+
 class Odd(inference_service_pb2_grpc.InferenceServiceServicer):
     """A server of another time: its responses have a field, an outcome or a reason that this client does not know."""
 
@@ -247,13 +299,8 @@ class Odd(inference_service_pb2_grpc.InferenceServiceServicer):
 
 
 @pytest.fixture
-def odd():
-    server = grpc.server(ThreadPoolExecutor(4))
-    inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(Odd(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(0).wait()
+def odd(serve):
+    return serve(Odd())
 
 
 def test_a_newer_server_is_understood(surface, odd, outcomes):

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -320,6 +321,24 @@ def test_closing_the_client_ends_its_streams(surface, server, outcomes):
         client.stop()
 
     assert [forebay_client.Cancelled] * 3 == [type(outcome) for outcome in found]
+
+
+def test_closing_the_client_ends_its_calls(surface, server, until):
+    """They are cancelled, and not made again."""
+    client = surface(server.address)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.predict, "slow", row(1))
+        until(lambda: server.log.requests)
+        if isinstance(client.client, forebay_client.Client):
+            client.close()
+        else:
+            client.run(client.client.close())
+        with pytest.raises(forebay_client.Cancelled):
+            call.result(20)
+    if not isinstance(client.client, forebay_client.Client):
+        client.stop()
+
+    assert len(server.log.requests) == 1
 
 
 def test_an_iterator_that_is_dropped_cancels_its_stream(server, until):
