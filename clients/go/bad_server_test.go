@@ -15,9 +15,12 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	forebay "github.com/forebay/forebay/clients/go"
 	forebayv1 "github.com/forebay/forebay/gen/go/forebay/v1"
@@ -46,7 +49,19 @@ func listen(t *testing.T, act func(net.Conn)) string {
 // settings is an empty SETTINGS frame, with which an HTTP/2 server begins.
 var settings = []byte{0, 0, 0, 4, 0, 0, 0, 0, 0}
 
+// closed is an address at which nobody listens.
+func closed(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	return listener.Addr().String()
+}
+
 func TestServersThatDoNotAnswer(t *testing.T) {
+	addresses := map[string]string{"not there": closed(t), "without an address": "dns:///nobody.invalid:8500"}
 	for name, act := range map[string]func(net.Conn){
 		"silent": func(connection net.Conn) { _, _ = io.Copy(io.Discard, connection) },
 		"half": func(connection net.Conn) {
@@ -63,8 +78,11 @@ func TestServersThatDoNotAnswer(t *testing.T) {
 			_ = connection.Close()
 		},
 	} {
+		addresses[name] = listen(t, act)
+	}
+	for name, address := range addresses {
 		t.Run(name, func(t *testing.T) {
-			client := dial(t, listen(t, act))
+			client := dial(t, address)
 			var one iter.Seq[[]*forebay.Tensor] = func(yield func([]*forebay.Tensor) bool) { yield(rows(t, 1)) }
 			for call, calling := range map[string]func(ctx context.Context) error{
 				"predict": func(ctx context.Context) error { _, err := client.Predict(ctx, "echo", rows(t, 1)); return err },
@@ -106,23 +124,30 @@ func mebibyte(t *testing.T) []*forebay.Tensor {
 	return []*forebay.Tensor{tensor}
 }
 
+// proxy passes connections on to a server, and its answers as it is told, until that is done.
+func proxy(t *testing.T, address string, answers func(connection io.Writer, server io.Reader)) string {
+	return listen(t, func(connection net.Conn) {
+		defer func() { _ = connection.Close() }()
+		server, err := net.Dial("tcp", address)
+		if err != nil {
+			return
+		}
+		defer func() { _ = server.Close() }()
+		go func() { _, _ = io.Copy(server, connection) }()
+		answers(connection, server)
+	})
+}
+
 func TestAnswersThatBreakOff(t *testing.T) {
 	server := serve(t, "--set", "models.0.engine.options.shape=?")
 	// cutting lets so many bytes of the answers through, on the first connections, and then closes in the middle.
 	cutting := func(t *testing.T, bytes, connections int64) string {
 		var count atomic.Int64
-		return listen(t, func(connection net.Conn) {
-			defer func() { _ = connection.Close() }()
-			upstream, err := net.Dial("tcp", server.address)
-			if err != nil {
-				return
-			}
-			defer func() { _ = upstream.Close() }()
-			go func() { _, _ = io.Copy(upstream, connection) }()
+		return proxy(t, server.address, func(connection io.Writer, server io.Reader) {
 			if count.Add(1) <= connections {
-				_, _ = io.CopyN(connection, upstream, bytes)
+				_, _ = io.CopyN(connection, server, bytes)
 			} else {
-				_, _ = io.Copy(connection, upstream)
+				_, _ = io.Copy(connection, server)
 			}
 		})
 	}
@@ -177,6 +202,175 @@ func TestAServerThatIsSlow(t *testing.T) {
 	}
 }
 
+func TestAServerThatCancelsCallsHasGoneAway(t *testing.T) {
+	quitting := func() *fake {
+		return newFake(t, &fake{
+			refuse: func(_ context.Context, call int) error {
+				if call == 0 {
+					return status.Error(codes.Canceled, "stopped")
+				}
+				return nil
+			},
+			stream: func(call int, stream itemStream) error {
+				if call == 0 {
+					return status.Error(codes.Canceled, "stopped")
+				}
+				return echo(stream)
+			},
+		})
+	}
+	ctx := within(t, 20*time.Second)
+	var failure *forebay.Error
+
+	server := quitting()
+	if _, err := dial(t, server.address).Predict(ctx, "m", rows(t, 1)); err != nil || server.count() != 2 {
+		t.Errorf("%v after %d calls", err, server.count())
+	}
+	outcomes, _, err := collect(dial(t, quitting().address).Stream(ctx, "m", numbers(t, 0, 10)))
+	if err != nil || len(outcomes) != 10 {
+		t.Errorf("%d outcomes, %v", len(outcomes), err)
+	}
+	_, err = dial(t, quitting().address, forebay.WithRetry(forebay.Retry{Attempts: 1})).Predict(ctx, "m", rows(t, 1))
+	if !errors.As(err, &failure) || failure.Code != codes.Unavailable {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestACallThatIsCancelledHereIsCancelled(t *testing.T) {
+	for name, cancel := range map[string]func(cancel context.CancelFunc, client *forebay.Client){
+		"by its context":        func(cancel context.CancelFunc, _ *forebay.Client) { cancel() },
+		"by closing its client": func(_ context.CancelFunc, client *forebay.Client) { _ = client.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			called := make(chan struct{}, 1)
+			server := newFake(t, &fake{refuse: func(ctx context.Context, _ int) error {
+				called <- struct{}{}
+				<-ctx.Done()
+				return ctx.Err()
+			}})
+			client, err := forebay.Dial(server.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = client.Close() }()
+			ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
+			defer stop()
+			go func() {
+				<-called
+				cancel(stop, client)
+			}()
+			_, err = client.Predict(ctx, "m", rows(t, 1))
+			var failure *forebay.Error
+			if !errors.As(err, &failure) || failure.Code != codes.Canceled || server.count() != 1 {
+				t.Errorf("%v after %d calls", err, server.count())
+			}
+		})
+	}
+}
+
+func TestAnAnswerThatComesInDrops(t *testing.T) {
+	client := dial(t, proxy(t, newFake(t, &fake{}).address, func(connection io.Writer, server io.Reader) {
+		for _, err := io.CopyN(connection, server, 100); err == nil; _, err = io.CopyN(connection, server, 100) {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}))
+	_, err := client.Predict(within(t, 500*time.Millisecond), "m", mebibyte(t))
+	var failure *forebay.Error
+	if !errors.As(err, &failure) || failure.Code != codes.DeadlineExceeded {
+		t.Errorf("%v", err)
+	}
+}
+
+// newer is a server of a later version: what it says has parts that this client does not know.
+type newer struct {
+	forebayv1.UnimplementedInferenceServiceServer
+	forebayv1.UnimplementedJobServiceServer
+	looks  atomic.Int64
+	failed *status.Status
+}
+
+var unknown = []byte("\xa2\x38\x03new") // field 900, a text
+
+func (n *newer) Predict(_ context.Context, request *forebayv1.PredictRequest) (*forebayv1.PredictResponse, error) {
+	if request.GetModel() == "spotted" {
+		return nil, n.failed.Err()
+	}
+	response := answer(request)
+	response.ProtoReflect().SetUnknown(unknown)
+	return response, nil
+}
+
+func (n *newer) StreamPredict(stream itemStream) error {
+	message, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	odd := &forebayv1.StreamResult{Id: message.GetItems()[0].GetId()}
+	odd.ProtoReflect().SetUnknown(unknown)
+	if err := stream.Send(&forebayv1.StreamPredictResponse{Results: []*forebayv1.StreamResult{odd}}); err != nil {
+		return err
+	}
+	_, _ = stream.Recv() // the caller closes its side
+	return nil
+}
+
+// Result tells of a job "paused" that it is in a state of its own before it succeeds, and of another one that it has ended
+// in such a state.
+func (n *newer) Result(_ context.Context, request *forebayv1.ResultRequest) (*forebayv1.ResultResponse, error) {
+	job := &forebayv1.Job{Id: request.GetId(), State: 77}
+	if request.GetId() != "paused" {
+		job.EndTime = timestamppb.Now()
+		return &forebayv1.ResultResponse{Job: job}, nil
+	}
+	if n.looks.Add(1) < 3 {
+		return &forebayv1.ResultResponse{Job: job}, nil
+	}
+	job.State = forebay.Succeeded
+	return &forebayv1.ResultResponse{
+		Job: job, Outcome: &forebayv1.ResultResponse_Response{Response: &forebayv1.PredictResponse{Model: "m"}},
+	}, nil
+}
+
+func TestANewerServerIsUnderstood(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, running := &newer{failed: failed(t, codes.Unavailable, "SUN_SPOTS", 0)}, grpc.NewServer()
+	forebayv1.RegisterInferenceServiceServer(running, server)
+	forebayv1.RegisterJobServiceServer(running, server)
+	go func() { _ = running.Serve(listener) }()
+	t.Cleanup(running.Stop)
+	client := dial(t, listener.Addr().String(), forebay.WithRetry(forebay.Retry{Attempts: 1}))
+	ctx := within(t, 30*time.Second)
+	var failure *forebay.Error
+
+	result, err := client.Predict(ctx, "m", rows(t, 5))
+	if err != nil || first(t, result) != 5 {
+		t.Errorf("a field that is unknown: %v", err)
+	}
+	_, err = client.Predict(ctx, "spotted", rows(t, 1))
+	if !errors.As(err, &failure) || failure.Code != codes.Unavailable || failure.ReasonName != "SUN_SPOTS" ||
+		failure.Reason != forebayv1.ErrorReason_ERROR_REASON_UNSPECIFIED || !failure.Temporary() {
+		t.Errorf("a reason that is unknown: %v", err)
+	}
+	outcomes, _, err := collect(client.Stream(ctx, "m", numbers(t, 0, 1)))
+	if err != nil || len(outcomes) != 1 || status.Code(outcomes[0].Err) != codes.Internal {
+		t.Errorf("an outcome that is unknown: %v %v", outcomes, err)
+	}
+	result, err = client.Wait(ctx, "paused")
+	if err != nil || result.Model != "m" || server.looks.Load() != 3 {
+		t.Errorf("a state that is unknown is no end: %v %v", result, err)
+	}
+	job, err := client.Look(ctx, "folded")
+	if err != nil || !job.Done() {
+		t.Errorf("a state that is unknown, of a job that has an end: %+v %v", job, err)
+	}
+	if _, err = client.Wait(ctx, "folded"); !errors.As(err, &failure) || failure.Code != codes.Internal {
+		t.Errorf("an end without an outcome: %v", err)
+	}
+}
+
 func TestAnOlderServerDoesNotSupportIt(t *testing.T) {
 	client := dial(t, newFake(t, &fake{}).address)
 	_, err := client.Submit(within(t, 5*time.Second), "m", rows(t, 1))
@@ -206,7 +400,7 @@ func TestUnknownFieldsSurvive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	newer := append(older, "\xa2\x38\x03new"...) // field 900, a text
+	newer := append(older, unknown...)
 	var message forebayv1.PredictRequest
 	if err := proto.Unmarshal(newer, &message); err != nil {
 		t.Fatal(err)

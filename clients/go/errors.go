@@ -1,6 +1,7 @@
 package forebay
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
@@ -97,6 +98,19 @@ func wrap(err error) error {
 	return fromError(err)
 }
 
+// closing is what gRPC says of calls on a connection that was closed here.
+const closing = "grpc: the client connection is closing"
+
+// fromAttempt makes an error of gRPC ours, of a call with this context. One that nobody here has cancelled, but its server
+// or something on the way, was cut off: as little an answer as a connection that is lost.
+func fromAttempt(ctx context.Context, err error) *Error {
+	failure := fromError(err)
+	if failure.Code != codes.Canceled || ctx.Err() != nil || failure.ReasonName != "" || failure.Message == closing {
+		return failure
+	}
+	return unavailable("the call was cut off by the server or on its way: " + failure.Message)
+}
+
 func fromError(err error) *Error {
 	// FromError also knows what a context's end means.
 	found, ok := status.FromError(err)
@@ -108,11 +122,11 @@ func fromError(err error) *Error {
 
 // fromCall makes an error of gRPC ours, with what the trailer says of it beyond its status: a proxy may say when to come
 // back by it alone. Nil stays nil.
-func fromCall(err error, trailer metadata.MD) *Error {
+func fromCall(ctx context.Context, err error, trailer metadata.MD) *Error {
 	if err == nil {
 		return nil
 	}
-	made := fromError(err)
+	made := fromAttempt(ctx, err)
 	if pushback := trailer.Get(pushbackKey); made.RetryDelay == 0 && len(pushback) > 0 {
 		if milliseconds, err := strconv.ParseUint(pushback[0], 10, 31); err == nil {
 			made.RetryDelay = time.Duration(milliseconds) * time.Millisecond

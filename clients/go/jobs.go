@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"time"
@@ -49,8 +50,17 @@ type Job struct {
 	EstimatedWait time.Duration
 }
 
-// Done is whether the state is final.
-func (j *Job) Done() bool { return j.State != Pending && j.State != Running }
+// Done is whether the state is final: one of those that are, or one that this client does not know, of a job that has an
+// end.
+func (j *Job) Done() bool {
+	switch j.State {
+	case Pending, Running:
+		return false
+	case Succeeded, Failed, Cancelled, Expired:
+		return true
+	}
+	return !j.EndTime.IsZero()
+}
 
 // SubmitOption changes a submission.
 type SubmitOption func(*forebayv1.SubmitRequest)
@@ -155,17 +165,24 @@ func (c *Client) poll(ctx context.Context, id string) (*forebayv1.ResultResponse
 	ctx, cancel := context.WithTimeout(ctx, wait+c.timeout)
 	defer cancel()
 	response, err := c.jobs.Result(ctx, &forebayv1.ResultRequest{Id: id, Wait: durationpb.New(max(wait, 0))})
-	return response, wrap(err)
+	if err != nil {
+		return nil, fromAttempt(ctx, err)
+	}
+	return response, nil
 }
 
 func outcomeOf(response *forebayv1.ResultResponse) (*Result, error) {
+	job := response.GetJob()
+	if job.GetState() == Cancelled {
+		return nil, ErrJobCancelled
+	}
 	if answer := response.GetResponse(); answer != nil {
 		return resultOf(answer), nil
 	}
 	if failure := response.GetError(); failure != nil {
 		return nil, fromProto(failure)
 	}
-	return nil, ErrJobCancelled
+	return nil, badResponse(fmt.Sprintf("job %s is %s, and the server sent no outcome", job.GetId(), job.GetState()))
 }
 
 // Watch tells a job now and at each change, until it has finished. A watch that breaks off because its server goes away is
@@ -213,7 +230,7 @@ func (c *Client) watch(ctx context.Context, id string, patience *patience, yield
 	if errors.Is(err, io.EOF) {
 		return unavailable("the server ended the call before the job had ended")
 	}
-	return fromError(err)
+	return fromAttempt(ctx, err)
 }
 
 // Cancel cancels a job that has not finished, and tells it as it is then.

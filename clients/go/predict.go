@@ -110,7 +110,7 @@ func (c *Client) Predict(ctx context.Context, model string, inputs []*Tensor, op
 	response, err := retried(ctx, c.retry, c.budget, newPauses(), func() (*forebayv1.PredictResponse, *Error) {
 		var trailer metadata.MD
 		response, err := c.inference.Predict(ctx, request, grpc.Trailer(&trailer))
-		return response, fromCall(err, trailer)
+		return response, fromCall(ctx, err, trailer)
 	})
 	if err != nil {
 		return nil, err

@@ -151,7 +151,7 @@ func insist[T any](ctx context.Context, call func() (T, error)) (T, error) {
 		if err == nil {
 			return result, nil
 		}
-		failure := fromError(err)
+		failure := fromAttempt(ctx, err)
 		if failure.Code != codes.Unavailable {
 			return result, failure
 		}

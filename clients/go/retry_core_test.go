@@ -229,12 +229,12 @@ func TestATrailerMayTellWhenToComeBack(t *testing.T) {
 	for text, want := range map[string]time.Duration{
 		"250": 250 * time.Millisecond, "-1": 0, "soon": 0, "99999999999": 0, "": 0,
 	} {
-		got := fromCall(full, metadata.Pairs(pushbackKey, text))
+		got := fromCall(context.Background(), full, metadata.Pairs(pushbackKey, text))
 		if got.RetryDelay != want || got.Temporary() != (want > 0) {
 			t.Errorf("%q: %v", text, got.RetryDelay)
 		}
 	}
-	if fromCall(nil, nil) != nil {
+	if fromCall(context.Background(), nil, nil) != nil {
 		t.Error("no error has become one")
 	}
 }

@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	defaultWindow = 256 // the server's default, too
-	defaultOutage = 10 * time.Second
+	defaultWindow      = 256      // items; the server's default, too
+	defaultWindowBytes = 64 << 20 // a hundred images of 3 x 224 x 224 FP32, four messages of the largest size
+	defaultOutage      = 10 * time.Second
 )
 
 // Outcome is what became of one item of a stream.
@@ -33,17 +34,24 @@ type Outcome struct {
 type StreamOption func(*streamSettings)
 
 type streamSettings struct {
-	window   int
-	outage   time.Duration
-	order    forebayv1.ResultOrder
-	timeout  time.Duration
-	requests []RequestOption
+	window      int
+	windowBytes int
+	outage      time.Duration
+	order       forebayv1.ResultOrder
+	timeout     time.Duration
+	requests    []RequestOption
 }
 
 // Window sets the most items that were read from the source and whose outcomes were not given out; 256 by default. The server
 // may have a lower limit.
 func Window(items int) StreamOption {
 	return func(s *streamSettings) { s.window = max(items, 1) }
+}
+
+// WindowBytes sets with how many bytes of inputs among the items of the window no more are read from the source, so that one
+// item at most goes beyond it; 64 MiB by default.
+func WindowBytes(bytes int) StreamOption {
+	return func(s *streamSettings) { s.windowBytes = max(bytes, 1) }
 }
 
 // Outage sets for how long at a stretch no server need answer; 10 s by default. Until then the stream connects again and
@@ -68,8 +76,9 @@ func ItemOptions(options ...RequestOption) StreamOption {
 }
 
 // Stream runs a request for each element of the source over one stream. The source is read in a goroutine of its own, at
-// most a window ahead of the results. Errors of items are in their outcomes. To leave the loop early cancels what is in
-// flight. When the loop has ended the source is no longer read, so one that may wait should end with the context.
+// most a window ahead of the results, in items ([Window]) and in bytes ([WindowBytes]). Errors of items are in their
+// outcomes. To leave the loop early cancels what is in flight. When the loop has ended the source is no longer read, so one
+// that may wait should end with the context.
 //
 // If the server goes away or drains, the stream connects again, elsewhere if there is an elsewhere, and sends only what has
 // no answer; each item that was read has one outcome. Only after an [Outage] without any answer, or if something else ends
@@ -79,7 +88,8 @@ func ItemOptions(options ...RequestOption) StreamOption {
 // The context's deadline is that of the whole stream; without one it lasts as long as it takes.
 func (c *Client) Stream(ctx context.Context, model string, source iter.Seq[[]*Tensor], options ...StreamOption) iter.Seq2[Outcome, error] {
 	s := streamSettings{
-		window: defaultWindow, outage: defaultOutage, order: forebayv1.ResultOrder_RESULT_ORDER_AS_SENT,
+		window: defaultWindow, windowBytes: defaultWindowBytes, outage: defaultOutage,
+		order: forebayv1.ResultOrder_RESULT_ORDER_AS_SENT,
 	}
 	for _, option := range options {
 		option(&s)
@@ -89,11 +99,9 @@ func (c *Client) Stream(ctx context.Context, model string, source iter.Seq[[]*Te
 		ctx, cancel := context.WithCancel(c.outgoing(ctx))
 		stream := &stream{
 			inference: c.inference,
-			core: newCore(&forebayv1.StreamOptions{
-				Order: s.order, MaxInFlight: int32(min(s.window, 1<<20)),
-			}, s.outage),
-			room: make(chan struct{}, s.window),
-			news: make(chan struct{}, 1),
+			core:      newCore(&s),
+			room:      make(chan struct{}, 1),
+			news:      make(chan struct{}, 1),
 		}
 		var reading sync.WaitGroup
 		reading.Go(func() {
@@ -111,7 +119,7 @@ func (c *Client) Stream(ctx context.Context, model string, source iter.Seq[[]*Te
 // stream acts for a core. Three goroutines share it: one reads the source; one, per call, sends; the caller's receives.
 type stream struct {
 	inference forebayv1.InferenceServiceClient
-	room      chan struct{} // has an element for each item that was taken and not given out
+	room      chan struct{} // has one if the window may have room again
 	news      chan struct{} // has one if the core may have something new for the sender
 
 	mutex sync.Mutex
@@ -120,15 +128,7 @@ type stream struct {
 
 // read makes items of the source while the window has room; whether it came to the source's end.
 func (s *stream) read(ctx context.Context, model string, source iter.Seq[[]*Tensor], settings *streamSettings) bool {
-	waitForRoom := func() bool {
-		select {
-		case s.room <- struct{}{}:
-			return true
-		case <-ctx.Done():
-			return false
-		}
-	}
-	if !waitForRoom() {
+	if !s.waitForRoom(ctx) {
 		return false
 	}
 	for inputs := range source {
@@ -136,31 +136,56 @@ func (s *stream) read(ctx context.Context, model string, source iter.Seq[[]*Tens
 		if settings.timeout > 0 {
 			item.Timeout = durationpb.New(settings.timeout)
 		}
-		if !s.take(item) || !waitForRoom() {
+		if !s.take(item) || !s.waitForRoom(ctx) {
 			return false
 		}
 	}
 	return true
 }
 
+// waitForRoom waits until the window lets another item in; false: nobody wants it any more.
+func (s *stream) waitForRoom(ctx context.Context) bool {
+	for ctx.Err() == nil {
+		s.mutex.Lock()
+		room := s.core.room()
+		s.mutex.Unlock()
+		if room {
+			return true
+		}
+		select {
+		case <-s.room:
+		case <-ctx.Done():
+		}
+	}
+	return false
+}
+
+// deliver makes room for another item in the place of one whose outcome is given out.
+func (s *stream) deliver(outcome Outcome) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	s.core.deliver(outcome)
+	wake(s.room)
+}
+
 func (s *stream) exhaust() {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	defer s.tell()
+	defer wake(s.news)
 	s.core.exhaust()
 }
 
 func (s *stream) take(item *forebayv1.StreamItem) bool {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	defer s.tell()
+	defer wake(s.news)
 	return s.core.take(item)
 }
 
-// tell wakes the sender.
-func (s *stream) tell() {
+// wake has whoever waits for a channel of one element look again.
+func wake(channel chan<- struct{}) {
 	select {
-	case s.news <- struct{}{}:
+	case channel <- struct{}{}:
 	default: // it will look anyhow
 	}
 }
@@ -201,7 +226,7 @@ func (s *stream) call(ctx context.Context, yield func(Outcome, error) bool) (fai
 	defer cancel()
 	call, err := s.inference.StreamPredict(ctx)
 	if err != nil {
-		return fromError(err), true
+		return fromAttempt(ctx, err), true
 	}
 	s.mutex.Lock()
 	s.core.begin()
@@ -216,14 +241,14 @@ func (s *stream) call(ctx context.Context, yield func(Outcome, error) bool) (fai
 			return nil, true
 		}
 		if err != nil {
-			return fromError(err), true
+			return fromAttempt(ctx, err), true
 		}
 		s.mutex.Lock()
 		outcomes, failure := s.core.receive(message)
-		s.tell()
+		wake(s.news)
 		s.mutex.Unlock()
 		for _, outcome := range outcomes {
-			<-s.room
+			s.deliver(outcome)
 			if !yield(outcome, nil) {
 				return nil, false
 			}

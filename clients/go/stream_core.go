@@ -15,22 +15,29 @@ import (
 )
 
 const (
-	itemsAMessage = 64      // many in a message are cheaper than one; a message goes out as soon as the source pauses
-	bytesAMessage = 1 << 20 // of tensors, unless one item alone has more: a message has a limit, its items have theirs
+	itemsPerMessage = 64      // many in a message are cheaper than one; a message goes out as soon as the source pauses
+	bytesPerMessage = 1 << 20 // of inputs, unless one item alone has more: servers refuse messages of 16 MiB
 )
 
 // core is what a stream decides: what goes into the next message, what each item came to, when to connect again. It has
 // no goroutine, channel or lock; [Client.Stream] acts on it and keeps calls to it from overlapping.
 //
-// The life of an item: taken from the source, sent, answered. Each item that was taken has one outcome, a result or an
-// error. If the server goes away or drains, another call is made, and what was sent and not answered is sent again on it;
-// what was answered is not. Only if nobody has answered anything for the time of an outage, though items wait for an
-// answer, is the stream over.
+// The life of an item: taken from the source, sent, answered, delivered to the caller. Items between taken and delivered
+// are held: never more than the window, and no more are taken while their inputs have as many bytes as it may, so that one
+// item at most goes beyond that. Each item that was taken has one outcome, a result or an error.
+//
+// If the server goes away or drains, another call is made, and what was sent and not answered is sent again on it; what
+// was answered is not. Only if nobody has answered anything for the time of an outage, though items wait for an answer, is
+// the stream over.
 type core struct {
-	options  *forebayv1.StreamOptions
-	patience patience
+	options     *forebayv1.StreamOptions
+	patience    patience
+	window      int // items
+	windowBytes int
 
 	unanswered map[uint64]*forebayv1.StreamItem
+	sizes      map[uint64]int // bytes of the inputs of each item that is held
+	heldBytes  int
 	taken      uint64 // items, so far
 	exhausted  bool   // the source has no more
 	closed     bool   // no more is taken
@@ -42,8 +49,15 @@ type core struct {
 	pending []*forebayv1.StreamItem // to be sent on it, in order
 }
 
-func newCore(options *forebayv1.StreamOptions, outage time.Duration) *core {
-	return &core{options: options, patience: newPatience(outage), unanswered: map[uint64]*forebayv1.StreamItem{}}
+func newCore(s *streamSettings) *core {
+	return &core{
+		options:     &forebayv1.StreamOptions{Order: s.order, MaxInFlight: int32(min(s.window, 1<<20))},
+		patience:    newPatience(s.outage),
+		window:      s.window,
+		windowBytes: s.windowBytes,
+		unanswered:  map[uint64]*forebayv1.StreamItem{},
+		sizes:       map[uint64]int{},
+	}
 }
 
 // reconnects is whether another call may follow one that was lost.
@@ -62,6 +76,9 @@ func (c *core) left() []*forebayv1.StreamItem {
 	})
 }
 
+// room is whether the window lets the source be read.
+func (c *core) room() bool { return len(c.sizes) < c.window && c.heldBytes < c.windowBytes }
+
 // take takes an item from the source; false if it is too late for it.
 func (c *core) take(item *forebayv1.StreamItem) bool {
 	if c.closed {
@@ -70,10 +87,19 @@ func (c *core) take(item *forebayv1.StreamItem) bool {
 	item.Id = c.taken
 	c.taken++
 	c.unanswered[item.Id] = item
+	c.sizes[item.Id] = dataOf(item)
+	c.heldBytes += c.sizes[item.Id]
 	if c.sending {
 		c.pending = append(c.pending, item)
 	}
 	return true
+}
+
+// deliver tells that an outcome is given out, which makes room.
+func (c *core) deliver(outcome Outcome) {
+	id := uint64(outcome.Index)
+	c.heldBytes -= c.sizes[id]
+	delete(c.sizes, id)
 }
 
 // exhaust tells that the source has no more.
@@ -89,9 +115,9 @@ func (c *core) next() (message *forebayv1.StreamPredictRequest, more bool) {
 		return nil, c.sending && !c.closed
 	}
 	count, bytes := 0, 0
-	for _, item := range c.pending[:min(len(c.pending), itemsAMessage)] {
-		bytes += dataOf(item)
-		if count > 0 && bytes > bytesAMessage {
+	for _, item := range c.pending[:min(len(c.pending), itemsPerMessage)] {
+		bytes += c.sizes[item.GetId()]
+		if count > 0 && bytes > bytesPerMessage {
 			break
 		}
 		count++
@@ -118,7 +144,7 @@ func dataOf(item *forebayv1.StreamItem) int {
 func (c *core) receive(response *forebayv1.StreamPredictResponse) ([]Outcome, *Error) {
 	outcomes := make([]Outcome, 0, len(response.GetResults()))
 	for _, result := range response.GetResults() {
-		if _, found := c.unanswered[result.GetId()]; !found {
+		if !c.inFlight(result.GetId()) {
 			return outcomes, badResponse(fmt.Sprintf("the server answered item %d, which is not in flight", result.GetId()))
 		}
 		outcome := outcomeOfItem(result)
@@ -137,6 +163,12 @@ func (c *core) receive(response *forebayv1.StreamPredictResponse) ([]Outcome, *E
 		c.closed = c.closed || !c.reconnects()
 	}
 	return outcomes, nil
+}
+
+// inFlight is whether an item has been sent on the present call and not been answered.
+func (c *core) inFlight(id uint64) bool {
+	_, found := c.unanswered[id]
+	return found && (len(c.pending) == 0 || id < c.pending[0].GetId())
 }
 
 // end is the end of the present call with this error, or with OK if it is nil. Either another call is to be made after a

@@ -16,7 +16,7 @@ import (
 
 // begun is a core whose first call has begun, with items.
 func begun(outage time.Duration, items int) *core {
-	c := newCore(&forebayv1.StreamOptions{MaxInFlight: 4}, outage)
+	c := newCore(&streamSettings{window: 4, windowBytes: 1 << 20, outage: outage})
 	c.patience.pauses.chance = func() float64 { return 0 }
 	c.begin()
 	give(c, items)
@@ -26,6 +26,22 @@ func begun(outage time.Duration, items int) *core {
 func give(c *core, items int) {
 	for range items {
 		c.take(&forebayv1.StreamItem{Request: &forebayv1.PredictRequest{}})
+	}
+}
+
+// giveOf takes items whose inputs have so many bytes.
+func giveOf(c *core, sizes ...int) {
+	for _, size := range sizes {
+		tensor := &Tensor{Data: make([]byte, size)}
+		c.take(&forebayv1.StreamItem{Request: &forebayv1.PredictRequest{Inputs: []*Tensor{tensor}}})
+	}
+}
+
+// deliver gives out what answers come to.
+func deliver(c *core, ids ...uint64) {
+	outcomes, _ := c.receive(answers(ids...))
+	for _, outcome := range outcomes {
+		c.deliver(outcome)
 	}
 }
 
@@ -59,11 +75,54 @@ func indices(outcomes []Outcome) (found []int) {
 	return found
 }
 
+func TestTheWindowIsClosedByItemsAndByBytes(t *testing.T) {
+	c := begun(0, 3)
+	if !c.room() {
+		t.Error("three of four items leave no room")
+	}
+	give(c, 1)
+	sent(c)
+	outcomes, _ := c.receive(answers(0))
+	if c.room() {
+		t.Error("room is made by an answer that nobody has")
+	}
+	c.deliver(outcomes[0])
+	if !c.room() {
+		t.Error("three of four items leave no room")
+	}
+
+	c = newCore(&streamSettings{window: 100, windowBytes: 1000})
+	c.begin()
+	giveOf(c, 400, 599)
+	if !c.room() {
+		t.Error("999 of 1000 bytes leave no room")
+	}
+	giveOf(c, 500) // one item goes beyond it
+	if c.room() {
+		t.Error("1499 of 1000 bytes leave room")
+	}
+	sent(c)
+	deliver(c, 0)
+	if c.room() {
+		t.Error("1099 of 1000 bytes leave room")
+	}
+	deliver(c, 1)
+	if !c.room() {
+		t.Error("500 of 1000 bytes leave no room")
+	}
+	giveOf(c, 5000, 0)
+	sent(c)
+	deliver(c, 3, 2)
+	if !c.room() || c.heldBytes != 0 || len(c.sizes) != 1 {
+		t.Errorf("%d bytes of %d items are held", c.heldBytes, len(c.sizes))
+	}
+}
+
 func TestMessagesHoldWhatWaitsUpToTheirLimits(t *testing.T) {
-	c := begun(0, itemsAMessage+1)
+	c := begun(0, itemsPerMessage+1)
 	first, _ := c.next()
 	second, more := c.next()
-	if len(first.GetItems()) != itemsAMessage || first.GetOptions().GetMaxInFlight() != 4 {
+	if len(first.GetItems()) != itemsPerMessage || first.GetOptions().GetMaxInFlight() != 4 {
 		t.Errorf("%d items, %v", len(first.GetItems()), first.GetOptions())
 	}
 	if len(second.GetItems()) != 1 || second.GetOptions() != nil || !more {
@@ -71,10 +130,7 @@ func TestMessagesHoldWhatWaitsUpToTheirLimits(t *testing.T) {
 	}
 
 	c = begun(0, 0)
-	for _, size := range []int{bytesAMessage / 2, bytesAMessage / 2, 1, 3 * bytesAMessage, 1} {
-		tensor := &Tensor{Data: make([]byte, size)}
-		c.take(&forebayv1.StreamItem{Request: &forebayv1.PredictRequest{Inputs: []*Tensor{tensor}}})
-	}
+	giveOf(c, bytesPerMessage/2, bytesPerMessage/2, 1, 3*bytesPerMessage, 1)
 	var sizes []int
 	for message, _ := c.next(); message != nil; message, _ = c.next() {
 		sizes = append(sizes, len(message.GetItems()))
@@ -242,6 +298,11 @@ func TestAServerThatAnswersWhatWasNotAskedIsLeft(t *testing.T) {
 	sent(c)
 	outcomes, failure := c.receive(answers(0, 0, 1))
 	if !slices.Equal(indices(outcomes), []int{0}) || failure == nil || failure.Code != codes.Internal {
+		t.Errorf("%v %v", outcomes, failure)
+	}
+	give(c, 1)
+	outcomes, failure = c.receive(answers(2)) // which is not sent yet
+	if len(outcomes) != 0 || failure == nil || failure.Code != codes.Internal {
 		t.Errorf("%v %v", outcomes, failure)
 	}
 	outcomes, failure = c.receive(&forebayv1.StreamPredictResponse{Results: []*forebayv1.StreamResult{{Id: 1}}})

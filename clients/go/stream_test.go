@@ -293,22 +293,51 @@ func TestASlowSourceIsNotHeldUpForCompany(t *testing.T) {
 	}
 }
 
-func TestLargeItemsGoInMessagesOfTheirOwn(t *testing.T) {
-	// Many items of 600 KB in one message would be over its limit of 16 MiB.
-	client := dial(t, newFake(t, &fake{}, grpc.MaxRecvMsgSize(16<<20)).address)
-	elements := make([]float32, 150_000)
-	tensor, err := forebay.NewTensor("x", []int64{1, 150_000}, elements)
+// large is a source of inputs of 600 KB each, that counts what was read of it.
+func large(t *testing.T, items int, read *atomic.Int64) iter.Seq[[]*forebay.Tensor] {
+	tensor, err := forebay.NewTensor("x", []int64{1, 150_000}, make([]float32, 150_000))
 	if err != nil {
 		t.Fatal(err)
 	}
-	source := func(yield func([]*forebay.Tensor) bool) {
-		for range 32 {
+	return func(yield func([]*forebay.Tensor) bool) {
+		for range items {
+			read.Add(1)
 			if !yield([]*forebay.Tensor{tensor}) {
 				return
 			}
 		}
 	}
-	outcomes, _, err := collect(client.Stream(within(t, 60*time.Second), "m", source))
+}
+
+func TestLargeItemsCloseTheWindowByTheirBytes(t *testing.T) {
+	var read atomic.Int64
+	ctx := within(t, 60*time.Second)
+	client := dial(t, newFake(t, &fake{stream: func(_ int, stream itemStream) error {
+		for read.Load() < 4 && ctx.Err() == nil { // three, and one that goes beyond
+			time.Sleep(time.Millisecond)
+		}
+		return echo(stream)
+	}}).address)
+	count := 0
+	for outcome, err := range client.Stream(ctx, "m", large(t, 12, &read), forebay.WindowBytes(2_000_000)) {
+		if err != nil || outcome.Err != nil {
+			t.Fatal(err, outcome.Err)
+		}
+		count++
+		if got := int(read.Load()); got > count+4 {
+			t.Errorf("%d were read, %d given out", got, count)
+		}
+	}
+	if count != 12 {
+		t.Errorf("%d outcomes", count)
+	}
+}
+
+func TestLargeItemsGoInMessagesOfTheirOwn(t *testing.T) {
+	// Many items of 600 KB in one message would be over its limit of 16 MiB.
+	client := dial(t, newFake(t, &fake{}, grpc.MaxRecvMsgSize(16<<20)).address)
+	var read atomic.Int64
+	outcomes, _, err := collect(client.Stream(within(t, 60*time.Second), "m", large(t, 32, &read)))
 	if err != nil || len(outcomes) != 32 {
 		t.Errorf("%d outcomes, %v", len(outcomes), err)
 	}

@@ -79,12 +79,13 @@ def test_a_message_over_the_limit_is_never_sent_again(fakes, connect):
 def test_one_deadline_covers_all_attempts(fakes, connect):
     """The error comes when the next attempt would be too late, not after it."""
     server = fakes()
-    server.fail_next("QUEUE_FULL", times=100, retry_delay=0.2)
+    server.fail_next("QUEUE_FULL", times=2, retry_delay=0.2)
+    server.fail_next("QUEUE_FULL", retry_delay=20.0)
     start = time.monotonic()
     with pytest.raises(forebay_client.QueueFull):
-        connect(server, retry=Retry(attempts=100)).predict("double", ROW, deadline=0.5)
+        connect(server, retry=Retry(attempts=100)).predict("double", ROW, deadline=20)
 
-    assert 0.35 < time.monotonic() - start < 0.6
+    assert 0.4 <= time.monotonic() - start < 20
     assert len(server.requests) == 3
 
 
@@ -186,7 +187,7 @@ def test_several_connections_are_really_several(fakes, connect):
 
 def test_a_hedge_does_not_wait_for_the_slow_one(fakes, connect):
     """The second request goes to the other server, and the first answer counts."""
-    slow, quick = fakes(seconds=2.0), fakes()
+    slow, quick = fakes(seconds=5.0), fakes()
     client = connect(slow, quick, health_check=False)
     while not (slow.requests and quick.requests):
         client.predict("double", ROW, hedge=0.05)
@@ -194,7 +195,7 @@ def test_a_hedge_does_not_wait_for_the_slow_one(fakes, connect):
     for _ in range(4):
         assert client.predict("double", ROW, hedge=0.05).array == [[2.0]]
 
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 5
     with pytest.raises(ValueError, match="hedge is a positive number"):
         client.predict("double", ROW, hedge=0)
 
@@ -272,7 +273,7 @@ def test_a_stream_to_nobody_ends(connect, outcomes):
 
     assert [forebay_client.Unavailable] * 3 == [type(outcome) for outcome in found]
     assert error is None
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 9  # without the option it is 10
 
 
 @pytest.mark.parametrize(

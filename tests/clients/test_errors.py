@@ -43,13 +43,31 @@ def test_every_status_code_but_ok_has_a_class():
     assert set(_errors.BY_CODE) == set(grpc.StatusCode) - {grpc.StatusCode.OK}
 
 
-@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+BARE = set(grpc.StatusCode) - {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
+
+
+@pytest.mark.parametrize("code", sorted(BARE, key=lambda code: code.value[0]))
 def test_a_bare_status_raises_the_class_of_its_code(code):
     """Without details, and without trailers at all."""
     error = _errors.from_rpc(Failure(code, "text", None))
 
     assert type(error) is _errors.BY_CODE[code]
     assert (error.code, error.reason, error.message, error.retry_delay) == (code, "", "text", None)
+
+
+@pytest.mark.parametrize("text", ["CANCELLED", "Received RST_STREAM with error code 8", "", None])
+def test_a_call_that_nobody_here_has_cancelled_was_cut_off(text):
+    """A server that stops at once says so of its calls, now and then: it is one that went away."""
+    error = _errors.from_rpc(Failure(grpc.StatusCode.CANCELLED, text))
+
+    assert type(error) is forebay_client.Unavailable
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "")
+
+
+@pytest.mark.parametrize("text", ["Channel closed!", "Locally cancelled by application!"])
+def test_a_call_that_was_cancelled_here_is_cancelled(text):
+    """By closing the client, say: it is not made again."""
+    assert type(_errors.from_rpc(Failure(grpc.StatusCode.CANCELLED, text))) is forebay_client.Cancelled
 
 
 def test_an_unknown_reason_raises_the_class_of_its_code():

@@ -49,12 +49,17 @@ def test_a_job_is_described_in_types_of_the_language(client, server):
         estimated_wait=dt.timedelta(milliseconds=250),
     )
     assert not job.done
+    server.jobs.touch(job.id, 17)
+    job = client.job(job.id)
+    assert (job.state, job.done) == (JobState.UNKNOWN, False)
     server.jobs.finish(job.id)
     job = client.job(job.id)
     assert (job.end_time, job.purge_time) == (BORN + dt.timedelta(seconds=5), BORN + dt.timedelta(seconds=86_405))
     assert (job.jobs_ahead, job.estimated_wait) == (None, None)
-    server.jobs.touch(job.id, 17)
-    assert client.job(job.id).state is JobState.UNKNOWN
+    server.jobs.touch(job.id, 17)  # of a newer server; its end is one all the same
+    job = client.job(job.id)
+    assert (job.state, job.done) == (JobState.UNKNOWN, True)
+    assert client.result(job, timeout=0).job == job
 
 
 def test_every_option_reaches_the_server(client, server):
@@ -101,14 +106,12 @@ def test_a_submission_is_repeated_under_its_key(client, server, known):
 
 
 def test_a_submission_is_given_up_at_its_deadline(client, server):
-    """The caller hears what the server said last."""
-    server.jobs.refusals = [UNAVAILABLE] * 100
-    start = time.monotonic()
+    """The caller hears what the server said last, as soon as the next try would be too late."""
+    server.jobs.refusals = [UNAVAILABLE, (*UNAVAILABLE[:3], 30.0)]
     with pytest.raises(forebay_client.StoreUnavailable):
-        client.submit("double", {"x": ROW}, deadline=0.5)
+        client.submit("double", {"x": ROW}, deadline=20)
 
-    assert time.monotonic() - start < 0.6
-    assert len(server.jobs.submits) > 1
+    assert len(server.jobs.submits) == 2
 
 
 def test_what_may_not_be_repeated_is_not(client, server):
@@ -153,7 +156,7 @@ def test_waiting_has_an_end(client):
     start = time.monotonic()
     with pytest.raises(forebay_client.JobNotFinished):
         client.result(job, timeout=0.3)
-    assert 0.3 <= time.monotonic() - start < 1
+    assert time.monotonic() - start >= 0.3
 
 
 def test_a_server_that_is_too_busy_to_wait_is_not_pestered(client, server):

@@ -7,7 +7,8 @@ from google.rpc import error_details_pb2, status_pb2
 from forebay.v1 import inference_pb2
 from forebay_client import BadResponse, DeadlineExceeded, Draining, InternalError, Unavailable
 from forebay_client._core import RequestBuilder
-from forebay_client._stream import StreamCore
+from forebay_client._stream import BYTES_PER_MESSAGE, StreamCore
+from forebay_client._stream_plan import StreamPlan
 
 REQUEST = RequestBuilder("m").build({"x": np.zeros(1, np.float32)})
 
@@ -21,11 +22,12 @@ class Clock:
         return self.now
 
 
-def made(outage, clock=lambda: 1000.0, until=2000.0):
+def made(outage, clock=lambda: 1000.0, until=2000.0, window=4, window_bytes=1 << 20, items_per_message=2):
     """A stream whose first call has begun."""
     core = StreamCore(
-        window=4,
-        items_per_message=2,
+        window=window,
+        window_bytes=window_bytes,
+        items_per_message=items_per_message,
         ordered=True,
         deadline=1.0,
         until=until,
@@ -67,6 +69,122 @@ def test_room_is_made_by_delivery_not_by_arrival(core):
     assert not core.room
     core.deliver()
     assert core.room
+
+
+def of(size):
+    """A request with inputs of so many bytes."""
+    return RequestBuilder("m").build({"x": np.zeros(size, np.uint8)})
+
+
+def test_bytes_of_inputs_close_the_window_too():
+    """Looked at before an item is taken, so that one at most goes beyond it; and opened by delivery, not by arrival."""
+    core = made(outage=0, window=100, window_bytes=1000)
+    for size in (400, 599):
+        core.take(of(size))
+        assert core.room
+    core.take(of(500))
+    assert not core.room
+    assert sent(core, 1) == [0, 1, 2]
+    core.receive(results(0, 1, 2))
+    assert not core.room
+    core.deliver()  # 1,099 are left
+    assert not core.room
+    core.deliver()
+    assert core.room
+    core.take(of(500))
+    assert not core.room
+
+
+def test_an_item_larger_than_the_window_is_taken():
+    """A stream that could never go on would be no help."""
+    core = made(outage=0, window_bytes=1)
+    assert core.room
+    core.take(of(1000))
+    assert not core.room
+    core.take(of(0))  # being read as the window closed
+    sent(core, 1)
+    core.receive(results(0))
+    core.deliver()
+    assert core.room
+
+
+def test_items_that_fail_make_room_as_well():
+    """Whatever an item came to, what it held is free when that is delivered."""
+    core = made(outage=10, window_bytes=1000)
+    core.take(of(1000))
+    core.end(Unavailable("gone"))
+    core.begin()
+    assert not core.room
+    assert sent(core, 2) == [0]
+    error = inference_pb2.StreamResult(id=0, error=status_pb2.Status(code=3, message="no"))
+    core.receive(inference_pb2.StreamPredictResponse(results=[error]))
+    assert delivered(core) == [("InvalidRequest", 0)]
+    assert core.room
+
+
+@pytest.mark.parametrize(
+    ("inputs", "size"),
+    [
+        ({}, 0),
+        ({"x": np.zeros((3, 5), np.float32), "y": np.zeros((2, 0), np.int64)}, 60),
+        ({"x": np.zeros((), np.float64)}, 8),
+        ({"x": np.array([b"abc", "\u00fc"], object), "y": np.ones(2, bool)}, 4 + 3 + 4 + 2 + 2),
+    ],
+)
+def test_the_bytes_of_an_item_are_those_of_its_tensors(inputs, size):
+    """As they are sent: shapes tell it for all types but BYTES, whose elements have lengths of their own."""
+    request = RequestBuilder("m").build(inputs)
+
+    assert sum(len(tensor.data) for tensor in request.inputs) == size
+    core = made(outage=0, window_bytes=size + 1)
+    core.take(request)
+    assert core.room
+    core.take(of(1))
+    assert not core.room
+
+
+def test_without_options_a_stream_is_bounded_by_both():
+    """256 items, 64 MiB of inputs, 32 items in a message."""
+    core = StreamPlan("m").core(clock=lambda: 1000.0, chance=lambda: 0.0)
+    core.begin()
+    small = of(0)
+    for _ in range(255):
+        core.take(small)
+    assert core.room
+    core.take(small)
+    assert not core.room
+    assert [len(core.next_message(1).items) for _ in range(8)] == [32] * 8
+
+    core = StreamPlan("m").core(clock=lambda: 1000.0, chance=lambda: 0.0)
+    large = of(16 << 20)
+    for _ in range(3):
+        core.take(large)
+    core.take(of((16 << 20) - 1))
+    assert core.room
+    core.take(of(1))
+    assert not core.room
+
+
+@pytest.mark.parametrize(
+    ("sizes", "messages"),
+    [
+        ([BYTES_PER_MESSAGE // 2, BYTES_PER_MESSAGE // 2, 1, 3 * BYTES_PER_MESSAGE, 1], [[0, 1], [2], [3], [4]]),
+        ([3 * BYTES_PER_MESSAGE, 0, 0], [[0], [1, 2]]),
+        ([BYTES_PER_MESSAGE + 1], [[0]]),
+        ([1, 1, 1], [[0, 1, 2]]),
+        ([0, 0, 0, 0, 0], [[0, 1, 2, 3], [4]]),
+    ],
+)
+def test_messages_hold_a_mebibyte_unless_an_item_alone_has_more(sizes, messages):
+    """A message has a limit, and so many large items would be over it."""
+    core = made(outage=10, window=100, window_bytes=1 << 30, items_per_message=4)
+    for size in sizes:
+        core.take(of(size))
+    assert [[item.id for item in message.items] for message in iter(lambda: core.next_message(1), None)] == messages
+    core.lost(1)
+    core.end(Unavailable("gone"))
+    core.begin()  # and so they are sent again
+    assert [[item.id for item in message.items] for message in iter(lambda: core.next_message(2), None)] == messages
 
 
 def test_messages_hold_what_waits_up_to_the_limit(core):
@@ -158,6 +276,18 @@ def test_a_result_is_accepted_once(core):
     core.receive(results(0))
     with pytest.raises(BadResponse, match="item 0, which is not in flight"):
         core.receive(results(0))
+
+
+def test_what_was_not_sent_yet_has_no_result(core):
+    """A server that answers it can't be trusted with the rest, and the item has its one outcome."""
+    for _ in range(3):
+        core.take(REQUEST)
+    core.next_message(1)  # of two items
+    with pytest.raises(BadResponse, match="item 2, which is not in flight") as caught:
+        core.receive(results(0, 2))
+    core.end(caught.value)
+
+    assert delivered(core) == [("Prediction", 0), ("BadResponse", 1), ("BadResponse", 2)]
 
 
 def test_a_result_without_outcome_is_an_error_of_its_item(core):

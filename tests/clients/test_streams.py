@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -126,6 +127,35 @@ def test_the_source_is_never_read_beyond_the_window(client, server, until):
         assert len(taken) <= 8 + count
     until(lambda: len(taken) == 100)
     assert len(list(stream)) == 8
+
+
+def test_large_items_close_the_window_by_their_bytes(client, server, until):
+    """Of items of 600 KB, 2 MB hold three and one that goes beyond; each result given out makes room for one."""
+    server.log.script = "wait"
+    taken = []
+
+    def source():
+        for value in range(12):
+            taken.append(value)
+            yield {"x": np.full((75_000, 2), value, np.float32)}
+
+    stream = client.stream("double", source(), window_bytes=2_000_000)
+    until(lambda: len(server.log.messages) == 1 and len(taken) == 4)
+    server.log.proceed.set()
+    for count in range(1, 9):
+        assert next(stream)["y"][0, 0] == 2.0 * (count - 1)
+        assert len(taken) <= 4 + count
+    until(lambda: len(taken) == 12)
+    assert len(list(stream)) == 4
+
+
+def test_large_items_go_in_messages_of_their_own(client, server, outcomes):
+    """Many in one would be over the server's limit, which here is gRPC's own of 4 MiB."""
+    found, error = outcomes(client.stream("double", [{"x": np.ones((75_000, 2), np.float32)}] * 16))
+
+    assert error is None
+    assert [(index, 2.0) for index in range(16)] == [(result.index, result["y"][0, 0]) for result in found]
+    assert [len(message.items) for message in server.log.messages] == [1] * 16
 
 
 def test_a_slow_source_is_not_held_up_for_company(client):
@@ -267,7 +297,8 @@ def test_a_result_for_nobody_ends_the_stream(client, server, outcomes):
 
 
 @pytest.mark.parametrize(
-    "options", [{"window": 0}, {"items_per_message": 0}, {"items_per_message": 1025}, {"deadline": 0}]
+    "options",
+    [{"window": 0}, {"window_bytes": 0}, {"items_per_message": 0}, {"items_per_message": 1025}, {"deadline": 0}],
 )
 def test_options_out_of_range_are_refused(client, options):
     """At once, not by the first item."""
@@ -290,6 +321,24 @@ def test_closing_the_client_ends_its_streams(surface, server, outcomes):
         client.stop()
 
     assert [forebay_client.Cancelled] * 3 == [type(outcome) for outcome in found]
+
+
+def test_closing_the_client_ends_its_calls(surface, server, until):
+    """They are cancelled, and not made again."""
+    client = surface(server.address)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.predict, "slow", row(1))
+        until(lambda: server.log.requests)
+        if isinstance(client.client, forebay_client.Client):
+            client.close()
+        else:
+            client.run(client.client.close())
+        with pytest.raises(forebay_client.Cancelled):
+            call.result(20)
+    if not isinstance(client.client, forebay_client.Client):
+        client.stop()
+
+    assert len(server.log.requests) == 1
 
 
 def test_an_iterator_that_is_dropped_cancels_its_stream(server, until):

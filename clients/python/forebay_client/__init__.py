@@ -64,7 +64,7 @@ from forebay_client._models import (
 )
 from forebay_client._results import Health, Prediction, Timings
 from forebay_client._retries import Retry
-from forebay_client._stream import StreamOptions
+from forebay_client._stream_plan import StreamOptions
 from forebay_client._sync_aggregator import Aggregator
 from forebay_client._sync_stream import PredictionStream
 

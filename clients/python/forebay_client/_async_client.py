@@ -14,7 +14,8 @@ from forebay_client._async_stream import AsyncPredictionStream, AsyncSource
 from forebay_client._core import DEADLINE, Inputs, ParameterValue, Priority, check_deadline
 from forebay_client._exceptions import Cancelled, ForebayError
 from forebay_client._results import Prediction
-from forebay_client._stream import Failures, StreamOptions, StreamPlan
+from forebay_client._stream import Failures
+from forebay_client._stream_plan import StreamOptions, StreamPlan
 
 
 class AsyncClient(AsyncBaseClient):

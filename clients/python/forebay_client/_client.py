@@ -11,7 +11,8 @@ from forebay_client._aggregation import DELAY, ROWS, AggregationCore
 from forebay_client._core import DEADLINE, Inputs, ParameterValue, Priority, check_deadline
 from forebay_client._exceptions import Cancelled, ForebayError
 from forebay_client._results import Prediction
-from forebay_client._stream import Failures, StreamOptions, StreamPlan
+from forebay_client._stream import Failures
+from forebay_client._stream_plan import StreamOptions, StreamPlan
 from forebay_client._sync_aggregator import Aggregator
 from forebay_client._sync_base import BaseClient
 from forebay_client._sync_stream import PredictionStream
@@ -50,7 +51,8 @@ class Client(BaseClient):
     ) -> PredictionStream[Prediction] | PredictionStream[Prediction | ForebayError]:
         """Runs many requests over one stream; an iterator over their outcomes.
 
-        The source is read in a thread of its own, never further ahead than the window. One item's error leaves the
+        The source is read in a thread of its own, never further ahead than the window, in items and
+        in bytes. One item's error leaves the
         stream alive, and so does a server that goes away while there is another, or that comes back.
 
         Args:

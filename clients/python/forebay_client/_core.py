@@ -9,7 +9,7 @@ from forebay.v1 import inference_pb2
 from forebay_client._exceptions import BadResponse, NotFound
 from forebay_client._models import Model, dispatch_reason
 from forebay_client._results import Prediction, Timings
-from forebay_client._tensors import Array, TensorLike, decode, encode
+from forebay_client._tensors import Array, TensorLike, decode, encode, tensor_size
 
 DEADLINE = 30.0  # seconds
 
@@ -100,6 +100,11 @@ class RequestBuilder:
         return inference_pb2.PredictRequest(
             inputs=[encode(name, value) for name, value in inputs.items()], **self._common
         )
+
+
+def size_of(request: inference_pb2.PredictRequest) -> int:
+    """Bytes of the inputs of a request that a `RequestBuilder` has made."""
+    return sum(map(tensor_size, request.inputs))
 
 
 def _parameter(name: str, value: ParameterValue) -> inference_pb2.Parameter:

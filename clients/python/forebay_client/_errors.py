@@ -22,6 +22,10 @@ _WRITE_FAILED = "Internal error from Core"
 """What `grpc.aio` says, with INTERNAL and in place of the call's own status, when a message of a stream could not be
 written because the call had ended (github.com/grpc/grpc/issues/36066)."""
 
+_CANCELLED_HERE = {"Channel closed!", "Locally cancelled by application!"}
+"""What gRPC says of a call that was cancelled on this side. A server that stops at once, or a proxy whose connection
+breaks, says CANCELLED as well, though the caller waits: as little an answer as a connection that is lost."""
+
 BY_REASON: dict[str, type[exceptions.ForebayError]] = {
     "QUEUE_FULL": exceptions.QueueFull,
     "BYTES_LIMIT": exceptions.BytesLimit,
@@ -88,6 +92,8 @@ def from_rpc(error: grpc.RpcError) -> exceptions.ForebayError:
             pushback = int(value) / 1000
     if error.details() == _WRITE_FAILED:
         return exceptions.Unavailable("the call ended while it was written to")
+    if error.code() is grpc.StatusCode.CANCELLED and not status.details and error.details() not in _CANCELLED_HERE:
+        return exceptions.Unavailable(f"the call was cut off by the server or on its way: {error.details()}")
     return _make(error.code(), error.details() or status.message, status, pushback)
 
 

@@ -248,7 +248,7 @@ class StoreUnavailable(Unavailable):
 
 
 class Cancelled(ForebayError):
-    """The call was cancelled, here or on its way."""
+    """The call was cancelled here."""
 
     default_code = grpc.StatusCode.CANCELLED
 

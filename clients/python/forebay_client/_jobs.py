@@ -73,8 +73,8 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether it has reached its final state."""
-        return self.state in _FINAL
+        """Whether it has reached its final state, which may be one that this client does not know."""
+        return self.state in _FINAL or (self.state is JobState.UNKNOWN and self.end_time is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,9 @@ Pure: no thread, no loop, no channel, no clock. `_sync_stream` and `_async_strea
 keep calls to one `StreamCore` from overlapping.
 
 The life of an item: *taken* from the source -> *sent* -> *answered* -> *delivered* to the caller. Items between taken
-and delivered are *held*, and never more than the window. Each item that was taken is delivered exactly once, as a
-prediction or as an error.
+and delivered are *held*: never more than the window, and no more are taken while their inputs have as many bytes as it
+may, so that one item at most goes beyond that. Each item that was taken is delivered exactly once, as a prediction or
+as an error.
 
 If the server goes away or drains, another call is made, and what was sent and not answered is sent again on it; what
 was answered is not. Only if nobody has answered anything for the time of an `outage`, though items wait for an answer,
@@ -14,112 +15,23 @@ whose `taken` says where the rest begins.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
-from typing import Literal, TypedDict
+from typing import Final, Literal
 
 from google.protobuf import duration_pb2
 
 from forebay.v1 import inference_pb2
 from forebay_client import _errors
-from forebay_client._core import DEADLINE, ParameterValue, Priority, RequestBuilder, check_deadline, read_prediction
+from forebay_client._core import read_prediction, size_of
 from forebay_client._exceptions import BadResponse, Draining, ForebayError, Unavailable
 from forebay_client._results import Prediction
 from forebay_client._retries import Patience
 from forebay_client._steps import Chance, Clock
 from forebay_client._tracing import StreamSpan
 
-WINDOW = 256  # items; the server's own default
-ITEMS_PER_MESSAGE = 32
-STREAM_DEADLINE = 3600.0  # seconds; the longest that a server allows by default
-STREAM_OUTAGE = 10.0  # seconds; connecting again takes at most 5
-MAX_ITEMS_PER_MESSAGE = 1024  # the contract's limit
+BYTES_PER_MESSAGE: Final = 1 << 20  # of inputs, unless one item alone has more: servers refuse messages of 16 MiB
 
 Failures = Literal["raise", "yield"]
 Outcome = Prediction | ForebayError
-
-
-class StreamOptions(TypedDict, total=False):
-    """The options of a stream, beside `failures`."""
-
-    window: int
-    """The most items taken from the source whose outcome was not given out yet; 256 by default."""
-    items_per_message: int
-    """The most items in a message; 32 by default. The server answers them one by one all the same."""
-    ordered: bool
-    """Whether results come in the order of the items, as by default; otherwise as they complete, with `index` to tell
-    them apart."""
-    outage: float
-    """Seconds at a stretch for which no server need answer, 10 by default: until then the stream connects again and
-    sends what has no answer once more, each item with its whole deadline. 0: it does not."""
-    version: str | int
-    """A number or a label; empty, as by default: the model's default."""
-    outputs: Iterable[str] | None
-    """The outputs wanted; None, as by default: all."""
-    deadline: float
-    """Seconds for each item, from its arrival at the server; 30 by default."""
-    stream_deadline: float
-    """Seconds for the stream as a whole; an hour by default."""
-    priority: Priority
-    """The weight among requests of the same tenant; `normal` by default."""
-    parameters: Mapping[str, ParameterValue] | None
-    """Values for engines that take them."""
-    timings: bool
-    """Whether predictions are to tell where the time went."""
-
-
-class StreamPlan:
-    """What `stream` was asked for: the builder of requests, and the arguments of a `StreamCore`.
-
-    Raises:
-        ValueError: An option is out of range.
-        TypeError: There is no such option.
-    """
-
-    __slots__ = ("_options", "builder", "deadline", "stream_deadline")
-
-    def __init__(
-        self,
-        model: str,
-        *,
-        window: int = WINDOW,
-        items_per_message: int = ITEMS_PER_MESSAGE,
-        ordered: bool = True,
-        outage: float = STREAM_OUTAGE,
-        version: str | int = "",
-        outputs: Iterable[str] | None = None,
-        deadline: float = DEADLINE,
-        stream_deadline: float = STREAM_DEADLINE,
-        priority: Priority = "normal",
-        parameters: Mapping[str, ParameterValue] | None = None,
-        timings: bool = False,
-    ) -> None:
-        if window < 1:
-            raise ValueError(f"the window must hold at least one item, not {window}")
-        if not 1 <= items_per_message <= MAX_ITEMS_PER_MESSAGE:
-            raise ValueError(f"a message holds 1 to {MAX_ITEMS_PER_MESSAGE} items, not {items_per_message}")
-        if not 0 <= outage < float("inf"):
-            raise ValueError(f"an outage is borne for a number of seconds from 0 on, not {outage}")
-        self.deadline = check_deadline(deadline)
-        self.stream_deadline = check_deadline(stream_deadline)
-        self.builder = RequestBuilder(
-            model, version=version, outputs=outputs, priority=priority, parameters=parameters, timings=timings
-        )
-        self._options = (window, items_per_message, ordered, outage)
-
-    def core(self, *, clock: Clock, chance: Chance, span: StreamSpan | None = None) -> "StreamCore":
-        """The state of the stream, whose deadline counts from now on."""
-        window, items_per_message, ordered, outage = self._options
-        return StreamCore(
-            window=window,
-            items_per_message=items_per_message,
-            ordered=ordered,
-            deadline=self.deadline,
-            until=clock() + self.stream_deadline,
-            outage=outage,
-            clock=clock,
-            chance=chance,
-            span=span,
-        )
 
 
 class StreamCore:
@@ -127,6 +39,7 @@ class StreamCore:
 
     Args:
         window: The most items held.
+        window_bytes: With as many bytes of inputs held, no more items are taken.
         items_per_message: The most items in a message.
         ordered: Whether results come in the order of the items, else as they complete.
         deadline: Seconds for each item, from its arrival at the server.
@@ -146,7 +59,7 @@ class StreamCore:
         "_ended",
         "_exhausted",
         "_final",
-        "_held",
+        "_held_bytes",
         "_items_per_message",
         "_options",
         "_options_left",
@@ -155,12 +68,14 @@ class StreamCore:
         "_pending",
         "_ready",
         "_sending",
+        "_sizes",
         "_source_error",
         "_span",
         "_timeout",
         "_unanswered",
         "_until",
         "_window",
+        "_window_bytes",
         "taken",
     )
 
@@ -168,6 +83,7 @@ class StreamCore:
         self,
         *,
         window: int,
+        window_bytes: int,
         items_per_message: int,
         ordered: bool,
         deadline: float,
@@ -180,6 +96,7 @@ class StreamCore:
         self._span = span
         self._contexts: dict[int, str] = {}
         self._window = window
+        self._window_bytes = window_bytes
         self._items_per_message = items_per_message
         self._timeout = duration_pb2.Duration()
         self._timeout.FromNanoseconds(round(deadline * 1e9))
@@ -196,8 +113,10 @@ class StreamCore:
         self._pending: deque[int] = deque()
         """Items to be sent on the present call."""
         self._unanswered: dict[int, inference_pb2.PredictRequest] = {}  # in the order of the items
-        self._ready: deque[inference_pb2.StreamResult | ForebayError] = deque()
-        self._held = 0
+        self._ready: deque[tuple[int, inference_pb2.StreamResult | ForebayError]] = deque()
+        self._sizes: dict[int, int] = {}
+        """Bytes of the inputs of each item that is held."""
+        self._held_bytes = 0
         self.taken = 0
         """Items taken from the source so far."""
         self._closed = False
@@ -251,7 +170,7 @@ class StreamCore:
         if self._span is not None:
             self._span.end(error)
         self._pending.clear()
-        self._ready.extend(_errors.again(left, index=index) for index in self._unanswered)
+        self._ready.extend((index, _errors.again(left, index=index)) for index in self._unanswered)
         self._unanswered.clear()
         if self._source_error is not None:
             self._final = self._source_error
@@ -268,6 +187,7 @@ class StreamCore:
         self._pending.clear()
         self._unanswered.clear()
         self._ready.clear()
+        self._sizes.clear()
         self._final = None
 
     # --- The sending side ---
@@ -280,7 +200,7 @@ class StreamCore:
     @property
     def room(self) -> bool:
         """Whether the source may be read."""
-        return not self._closed and self._held < self._window
+        return not self._closed and len(self._sizes) < self._window and self._held_bytes < self._window_bytes
 
     def take(self, request: inference_pb2.PredictRequest) -> None:
         """An item was read from the source. Too late for it if the stream closed meanwhile: it does not count."""
@@ -291,7 +211,8 @@ class StreamCore:
             self._contexts[self.taken] = self._span.item(self.taken)
         if self._sending:
             self._pending.append(self.taken)
-        self._held += 1
+        self._sizes[self.taken] = size = size_of(request)
+        self._held_bytes += size
         self.taken += 1
 
     def exhaust(self) -> None:
@@ -313,7 +234,11 @@ class StreamCore:
         if self._options_left:
             self._options_left = False
             message.options.CopyFrom(self._options)
-        for _ in range(min(len(self._pending), self._items_per_message)):
+        room = BYTES_PER_MESSAGE
+        for count in range(min(len(self._pending), self._items_per_message)):
+            room -= self._sizes[self._pending[0]]
+            if count and room < 0:
+                break
             index = self._pending.popleft()
             message.items.add(
                 id=index,
@@ -337,12 +262,12 @@ class StreamCore:
         """
         answered = False
         for result in response.results:
-            if result.id not in self._unanswered:
+            if result.id not in self._unanswered or (self._pending and result.id >= self._pending[0]):
                 raise BadResponse(f"the server answered item {result.id}, which is not in flight")
             if self._outage and self._refused(result):
                 continue  # for the next call
             del self._unanswered[result.id]
-            self._ready.append(result)
+            self._ready.append((result.id, result))
             if self._span is not None:
                 failed = result.WhichOneof("outcome") == "error"
                 self._contexts.pop(result.id, None)
@@ -367,19 +292,19 @@ class StreamCore:
         """The next outcome; None if there is none now. Makes room for another item."""
         if not self._ready:
             return None
-        self._held -= 1
-        result = self._ready.popleft()
+        index, result = self._ready.popleft()
+        self._held_bytes -= self._sizes.pop(index)
         if isinstance(result, ForebayError):
             return result
         match result.WhichOneof("outcome"):
             case "response":
                 try:
-                    return read_prediction(result.response, index=result.id)
+                    return read_prediction(result.response, index=index)
                 except BadResponse as error:
                     return error
             case "error":
-                return _errors.from_status(result.error, index=result.id)
-        return BadResponse("the server sent a result without an outcome", index=result.id)
+                return _errors.from_status(result.error, index=index)
+        return BadResponse("the server sent a result without an outcome", index=index)
 
     @property
     def ended(self) -> bool:

@@ -109,6 +109,16 @@ def encode(name: str, value: TensorLike) -> tensor_pb2.Tensor:
     return tensor_pb2.Tensor(name=name, data_type=data_type, shape=array.shape, data=array.tobytes())
 
 
+def tensor_size(tensor: tensor_pb2.Tensor) -> int:
+    """Bytes of the data of a tensor that `encode` has made.
+
+    By its shape where that tells it: to look at `data` is to copy it.
+    """
+    if tensor.data_type == BYTES:
+        return len(tensor.data)
+    return math.prod(tensor.shape) * DTYPES[tensor.data_type].itemsize
+
+
 def decode(tensor: tensor_pb2.Tensor) -> Array:
     """The array of a tensor message, read-only where it is a view.
 
