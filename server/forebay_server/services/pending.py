@@ -10,6 +10,9 @@ from typing import Any, Self
 from forebay_server.scheduling.request import Batch, Level, Request, State
 from forebay_server.services.codec import Encoder, Outputs, timings_part
 
+Completion = tuple[Any, int, Any]
+"""As `scheduling.core.Completion`."""
+
 
 class Inference(Request):
     """A request that came as a message, and what its response needs."""
@@ -69,6 +72,7 @@ class Inference(Request):
         deadline: float,
         tenant: str,
         arrival: float,
+        level: Level = Level.ONLINE,
     ) -> list[Self]:
         """Requests that are like another one but for their ids and the data of their one input.
 
@@ -82,10 +86,11 @@ class Inference(Request):
             deadline: Absolute.
             tenant: Who is calling.
             arrival: When the message was taken.
+            level: Where they wait.
         """
         lane, rows, nbytes, priority, shapes = like.lane, like.rows, like.nbytes, like.priority, like.shapes
         parameters, encoder, tail, report = like.parameters, like.encoder, like.tail, like.report
-        new, level, state = cls.__new__, Level.ONLINE, State.NEW
+        new, state = cls.__new__, State.NEW
         made: list[Self] = []
         for ident, piece in zip(idents, data, strict=True):
             request = new(cls)

@@ -6,7 +6,7 @@ the dispatcher thread.
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from forebay_server.errors import ForebayError, MessageTooLarge
 from forebay_server.scheduling.events import STREAM
@@ -14,16 +14,13 @@ from forebay_server.scheduling.request import Batch
 from forebay_server.services.codec import Outputs
 from forebay_server.services.complaints import Complaints
 from forebay_server.services.framing import error_part, result_part, row_parts
-from forebay_server.services.pending import Inference
+from forebay_server.services.pending import Completion, Inference
 from forebay_server.services.status import internal, status_bytes
 from forebay_server.telemetry.tracing.tracer import Mark, Tracer
 from forebay_server.wire.port import Metadata
 
 TOO_LARGE = MessageTooLarge("the response is larger than a message may be")
 """For the log."""
-
-Completion = tuple[Any, int, Any]
-"""As `scheduling.core.Completion`."""
 
 
 class Keeper(Protocol):
