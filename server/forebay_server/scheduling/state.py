@@ -37,7 +37,7 @@ JOBS_WITHIN = 0.9
 """Of the most jobs per second: what is left of it while online requests come, because each waits for the batch of jobs
 that runs."""
 JOB_HANDLING = 5e-6
-"""Seconds that the dispatcher spends on a job besides its batch (measured); it answers nobody meanwhile."""
+"""Seconds that the dispatcher spends on a job besides its batch (about, by a profile); it answers nobody meanwhile."""
 
 
 class Model:

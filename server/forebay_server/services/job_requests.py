@@ -157,7 +157,7 @@ class JobDecoder:
     def decode_all(self, runs: Sequence[Run], tenant: str, now: float) -> Sequence[Request]:
         """Requests of as many of the first of some jobs without a deadline as differ in their data and id only.
 
-        This takes a third of the time of `decode` for each. There may be none: then `decode` has to do it.
+        This takes less than `decode` for each. There may be none: then `decode` has to do it.
         """
         intake = self._intake
         template = intake.match(runs[0].payload)
