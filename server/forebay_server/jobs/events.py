@@ -93,7 +93,7 @@ def leave_all(events: deque[Event], operations: Sequence[Operation], outcomes: S
         for operation, outcome in zip(operations, outcomes, strict=True)
     ):
         events.append((OPERATION, type(operations[0]).__name__.lower(), "ok", len(operations)))
-        ages = [job.ended - job.created for job in outcomes]  # type: ignore[union-attr, operator]  # see above
+        ages = [job.ended - job.created for job in outcomes]  # type: ignore[union-attr,operator]  # all are jobs that have ended
         events.append((ENDED, first.state.name.lower(), [max(0.0, age) for age in ages]))
         return
     for operation, outcome in zip(operations, outcomes, strict=True):
