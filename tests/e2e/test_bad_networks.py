@@ -32,6 +32,7 @@ class Faults:
         command = [sys.executable, "-m", "bench.faults", "--to", to, "--callers", str(callers), "--kinds", *kinds]
         self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
         self.ports: dict[str, int] = json.loads(self.popen.stdout.readline())
+        assert self.popen.stdout.readline() == "called\n"
 
     def stop(self) -> dict[str, dict[str, int]]:
         """Ends it; what it has seen, by kind."""
