@@ -97,9 +97,9 @@ class Lives:
             self._retired.append(owner)
             self._replace()
 
-    def let_go(self, owner: Owner, many: int = 1) -> None:
-        """It holds so many less."""
-        owner.held -= many
+    def let_go(self, owner: Owner) -> None:
+        """It holds one less."""
+        owner.held -= 1
         if owner.retired and owner.held == 0:
             self.due = 0.0
 

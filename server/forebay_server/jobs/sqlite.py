@@ -188,7 +188,7 @@ class SqliteStore:
         rows.load()
         try:
             self._payloads.open()
-            self._payloads.sweep(rows.bodies.uses)
+            self._payloads.sweep(rows.uses)
         except OSError as exc:
             raise ConfigError(f"jobs.store: {exc.filename} can't be used: {exc.strerror}.") from exc
         self._rows = rows
@@ -249,10 +249,9 @@ class SqliteStore:
         self._log_pages = 0
 
     def _remove_files(self, rows: Rows) -> None:
-        bodies = rows.bodies
-        while bodies.loose:
-            digest = bodies.loose.pop()
-            if not bodies.uses(digest):
+        while rows.loose:
+            digest = rows.loose.pop()
+            if not rows.uses(digest):
                 reach("purge.files_left")
                 self._payloads.remove(digest)
 
