@@ -165,7 +165,7 @@ def test_without_the_native_front_end_the_image_does_not_serve(tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert "The native front end is not installed" in done.stderr
+    assert "the native front end is not installed" in done.stderr
 
 
 @pytest.mark.long
