@@ -168,10 +168,15 @@ def test_replacing_all_replicas_fails_no_call(process, balancer, call, rounds):
 
 
 def test_calls_are_lost_if_replicas_are_not_left_time(process, balancer, call):
-    """The control: a replica that refuses work at once loses what Envoy still sends there."""
-    fleet = Fleet(process, balancer, call, replicas=2, delay=0)
-    fleet.stop(0)
-    assert fleet.load.end()
+    """The control: a replica that refuses work at once loses what Envoy still sends there, if not each time."""
+    lost = []
+    for _ in range(5):
+        fleet = Fleet(process, balancer, call, replicas=2, delay=0)
+        fleet.stop(0)
+        lost += fleet.load.end()
+        if lost:
+            break
+    assert lost
 
 
 def test_a_killed_replica_costs_no_call(process, balancer, call, onnx_models):
