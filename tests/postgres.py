@@ -7,6 +7,7 @@ Use it by `pytest_plugins = ["tests.postgres"]`, and the fixture `postgres` (the
 empty place of the test's own). Tests that stop or kill it have `postgres_alone`, a server of their own.
 """
 
+import contextlib
 import itertools
 import os
 import pwd
@@ -129,7 +130,8 @@ class Postgres:
         assert self._process
         family = self._family()
         for pid in family:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # its backends come and go
+                os.kill(pid, signal.SIGKILL)
         self._process.wait(30)
         self._process = None
         until = time.monotonic() + 30.0
