@@ -147,7 +147,7 @@ class Server:
         """Polls the port, then the model, so that `ready_s` is the time to the first right answer."""
         while not listens(self.port):
             self._still_starting(began)
-            time.sleep(LOOK_EVERY)
+            time.sleep(LOOK_EVERY)  # looking all the time would take the core from the start that is timed
         self._channel = grpc.insecure_channel(self.target)
         predict: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(PREDICT)
         while True:
@@ -155,7 +155,7 @@ class Server:
                 predict(self._request, timeout=5)
             except grpc.RpcError as error:
                 self._still_starting(began, f": {error.details()}")
-                time.sleep(0.005)
+                time.sleep(0.005)  # likewise
             else:
                 break
         self.ready_s = time.monotonic() - began

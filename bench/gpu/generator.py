@@ -1,8 +1,8 @@
 """`python -m bench.gpu.generator ADDRESS MODEL FILE WARM_UP SECONDS WINDOW`: streams as fast as it is answered.
 
-FILE is an npz with `items` (one a row) and `expected`; WINDOW is how many may be without an answer. It prints JSON:
-items answered in the measured time, that time, how many answers were wrong, and the error that ended it, if one did.
-`part_throughput` starts several.
+FILE is an npz with `items` (one a row) and `expected`; WINDOW is how many may be without an answer. It prints a line as
+it begins to warm up, and at the end JSON: items answered in the measured time, that time, how many answers were wrong,
+and the error that ended it, if one did. `part_throughput` starts several.
 """
 
 import itertools
@@ -27,6 +27,7 @@ def main() -> None:
     with np.load(file) as data:
         items, expected = data["items"], data["expected"]
     scale = float(np.abs(expected).max())
+    print("warming up", flush=True)
     begin = time.monotonic() + warm_up
     end = begin + seconds
 

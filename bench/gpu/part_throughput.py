@@ -137,7 +137,10 @@ def _served(served: Served, name: str, file: Path, waiting: int) -> tuple[float,
         str(max(1, waiting // callers)),
     ]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(callers)]
-    time.sleep(WARM_UP + 2.0)  # they start, and warm up
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()  # they have started
+    time.sleep(WARM_UP)  # What is busy then is not what is measured.
     busy = _busy(SECONDS / 2)
     told = [json.loads(process.communicate()[0]) for process in processes]
     return (

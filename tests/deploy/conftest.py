@@ -237,7 +237,7 @@ def prometheus(
             except (OSError, ValueError):
                 pass
             assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
-            time.sleep(0.2)
+            time.sleep(0.2)  # between looks: samples come each few seconds
         yield found
     finally:
         stopping.set()

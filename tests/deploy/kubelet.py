@@ -5,12 +5,8 @@ variables, mounted files, probes, hooks and times are those of the manifest. Onl
 mounted folders lie in a folder of the test's, ports are free ones, and `0.0.0.0` is 127.0.0.1. The order of things is
 the kubelet's: sidecars start first, each after the one before it has started; at the end all hooks run at once,
 sidecars get SIGTERM after the other containers have ended, and what is left at the end of the grace period is killed.
-
-A `Service` is what kube-proxy makes of one: each new connection goes to a pod that is ready, as was known a moment ago;
-connections that are there stay where they are.
 """
 
-import asyncio
 import contextlib
 import os
 import re
@@ -23,7 +19,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
 import envoy as envoy_wheel
@@ -307,7 +302,7 @@ class Pod:
         until = time.monotonic() + self.grace_s
         hook = container.spec.get("lifecycle", {}).get("preStop", {})
         if "sleep" in hook:
-            time.sleep(min(hook["sleep"]["seconds"], self.grace_s))
+            time.sleep(min(hook["sleep"]["seconds"], self.grace_s))  # what the hook is
         elif "exec" in hook:
             self.run(container, hook["exec"]["command"], until - time.monotonic())
         if container.sidecar:
@@ -322,82 +317,3 @@ class Pod:
             container.killed = True
             container.popen.kill()
             container.popen.wait()
-
-
-class Service:
-    """Sends new connections to pods that are ready, as was known `lag_s` ago.
-
-    Args:
-        port: The port of the pods.
-        lag_s: How long it takes until all nodes know what pods are ready, seconds.
-    """
-
-    def __init__(self, port: str, lag_s: float = 1.0) -> None:
-        self.pods: list[Pod] = []
-        self._port, self._lag_s = port, lag_s
-        self._known: list[tuple[float, list[int]]] = []
-        self._turn = count()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
-        self._watcher = asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
-        self.addresses = {"public": f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"}
-
-    def close(self) -> None:
-        """Ends it, and the connections."""
-
-        async def stop() -> None:
-            self._server.close()
-            mine = asyncio.current_task()
-            for task in asyncio.all_tasks():
-                if task is not mine:
-                    task.cancel()
-            await asyncio.sleep(0.1)
-
-        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    def endpoints(self) -> list[int]:
-        """The ports of the pods that new connections go to."""
-        before = time.monotonic() - self._lag_s
-        while len(self._known) > 1 and self._known[1][0] <= before:
-            self._known.pop(0)
-        return self._known[0][1] if self._known else []
-
-    async def _listen(self) -> asyncio.Server:
-        return await asyncio.start_server(self._serve, "127.0.0.1", 0)
-
-    async def _watch(self) -> None:
-        while True:
-            self._known.append((time.monotonic(), [pod.ports[self._port] for pod in self.pods if pod.ready]))
-            self.endpoints()
-            await asyncio.sleep(0.05)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        endpoints = self.endpoints()
-        try:
-            if not endpoints:
-                return
-            port = endpoints[next(self._turn) % len(endpoints)]
-            there, back = await asyncio.open_connection("127.0.0.1", port)
-            try:
-                await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
-            finally:
-                back.close()
-        except (OSError, asyncio.CancelledError):
-            pass  # the caller sees the connection end
-        finally:
-            writer.close()
-
-    @staticmethod
-    async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        """One direction, to its end."""
-        with contextlib.suppress(OSError):
-            while data := await source.read(1 << 16):
-                target.write(data)
-                await target.drain()
-        with contextlib.suppress(OSError):
-            target.write_eof()

@@ -9,7 +9,8 @@ import pytest
 
 from tests.deploy.conftest import REPOSITORY
 from tests.deploy.image import image_of
-from tests.deploy.kubelet import Pod, Service
+from tests.deploy.kubelet import Pod
+from tests.deploy.service import Service
 from tests.envoy.test_balancer import Load
 from tests.serving import NATIVE, Caller, row
 from tests.waiting import eventually
