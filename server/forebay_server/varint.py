@@ -7,7 +7,7 @@ def varint(number: int) -> bytes:
     """An unsigned integer as protobuf writes it."""
     if number < SMALL:
         return VARINTS[number]
-    if 0x3FFF < number < 0x200000:
+    if 0x3FFF < number < 0x200000:  # lengths of large tensors
         return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
     return _varint(number)
 

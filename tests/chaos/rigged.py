@@ -22,8 +22,8 @@ def _skewed() -> float:
 
 time.time = _skewed  # before the server's modules are imported
 
-from forebay_server.cli import main  # noqa: E402 - see above
-from forebay_server.jobs import failpoints  # noqa: E402 - see above
+from forebay_server.cli import main  # noqa: E402  # see above
+from forebay_server.jobs import failpoints  # noqa: E402  # see above
 
 
 def _arm(*_: object) -> None:

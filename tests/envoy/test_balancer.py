@@ -86,7 +86,7 @@ class Load:
         while not self._over.is_set():
             try:
                 kind(caller, number)
-            except Exception as error:  # noqa: BLE001 - judged by the test
+            except Exception as error:  # noqa: BLE001  # judged by the test
                 self.errors.append(error)
             time.sleep(0.003)
 
@@ -193,7 +193,7 @@ def test_a_killed_replica_costs_no_call(process, balancer, call, onnx_models):
             try:
                 assert np.allclose(array_of(caller.predict("linear", body).outputs[0]), expected)
                 done.append(1)
-            except Exception as error:  # noqa: BLE001 - judged below
+            except Exception as error:  # noqa: BLE001  # judged below
                 errors.append(error)
 
     threads = [threading.Thread(target=send) for _ in range(8)]

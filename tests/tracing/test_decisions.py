@@ -150,7 +150,7 @@ def test_a_variable_that_makes_no_sense_ends_the_start(collector, serve, monkeyp
 
 def test_other_services_have_spans_too(collector, serve, call):
     """ModelService's calls are seen from outside, failures with their code."""
-    from forebay.v1 import model_service_pb2  # noqa: PLC0415 - only here
+    from forebay.v1 import model_service_pb2  # noqa: PLC0415  # only here
 
     server = serve(synthetic("model"), tracing={"endpoint": collector.endpoint})
     caller = call(server)

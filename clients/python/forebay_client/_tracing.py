@@ -40,7 +40,7 @@ class CallSpan:
     __slots__ = ("_api", "_span", "carrier", "context")
 
     def __init__(self, api: Any, name: str, attributes: dict[str, Any], context: Any = None) -> None:
-        from opentelemetry import propagate  # noqa: PLC0415 - the application has it, see the top
+        from opentelemetry import propagate  # noqa: PLC0415  # the application has it, see the top
 
         self._api = api
         self._span = _tracer_of(api).start_span(name, context=context, kind=api.SpanKind.CLIENT, attributes=attributes)
@@ -109,7 +109,7 @@ class StreamSpan:
     def __init__(self, span: CallSpan) -> None:
         self._span = span
         self._items: dict[int, CallSpan] = {}
-        self._opened_in = _current(span._api)  # noqa: SLF001 - its other half
+        self._opened_in = _current(span._api)  # noqa: SLF001  # its other half
         self._ended = False
 
     def item(self, index: int) -> str:
@@ -119,7 +119,7 @@ class StreamSpan:
         """
         if not self._span.recording:
             return ""
-        api = self._span._api  # noqa: SLF001 - see above
+        api = self._span._api  # noqa: SLF001  # see above
         around = _current(api)
         own = around.get_span_context().is_valid and around is not self._opened_in
         item = CallSpan(api, ITEM, {ITEM_ID: index}, None if own else self._span.context)
@@ -151,7 +151,7 @@ def stream(span: CallSpan | None) -> StreamSpan | None:
 
 
 def _tracer_of(api: Any) -> Any:
-    global _tracer  # noqa: PLW0603 - a memo
+    global _tracer  # noqa: PLW0603  # a memo
     provider, tracer = _tracer
     current = api.get_tracer_provider()
     if current is not provider:

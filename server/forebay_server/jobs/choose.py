@@ -21,12 +21,12 @@ def choose_store(setting: str, *, lost: bytes) -> Store:
         ConfigError: It is none of these, or what it needs is not installed.
     """
     if setting == "memory:":
-        from forebay_server.jobs.memory import MemoryStore  # noqa: PLC0415 - only the store that is used is imported
+        from forebay_server.jobs.memory import MemoryStore  # noqa: PLC0415  # only the store that is used is imported
 
         return MemoryStore()
     if setting.startswith(_POSTGRES):
         try:
-            import psycopg  # noqa: F401, PLC0415 - optional, so it is imported only where it is used
+            import psycopg  # noqa: F401, PLC0415  # optional, so it is imported only where it is used
         except ImportError as exc:
             raise ConfigError(
                 "jobs.store: PostgreSQL needs the package psycopg: install forebay with the extra `postgres`."
@@ -36,6 +36,6 @@ def choose_store(setting: str, *, lost: bytes) -> Store:
     path = setting.removeprefix(_SQLITE)
     if not path or "://" in path or path.endswith("/"):
         raise ConfigError(f"jobs.store: {setting!r} is none of a path, sqlite:PATH, postgresql://... and memory:.")
-    from forebay_server.jobs.sqlite import SqliteStore  # noqa: PLC0415 - as above
+    from forebay_server.jobs.sqlite import SqliteStore  # noqa: PLC0415  # as above
 
     return SqliteStore(Path(path), lost=lost)

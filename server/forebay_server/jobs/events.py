@@ -64,7 +64,7 @@ def leave(events: deque[Event], operation: Operation, outcome: Outcome | Excepti
         case Claim(), list() | tuple():
             events.extend((CLAIMED, _since(job, job.started)) for job, _ in outcome)
         case (Finish(), Job()) | (Cancel(), Job(state=JobState.CANCELLED)):
-            assert isinstance(outcome, Job)  # noqa: S101 - matched, which mypy does not see
+            assert isinstance(outcome, Job)  # noqa: S101  # matched, which mypy does not see
             _ended(events, outcome)
         case Release(), Job():
             events.append((UNCLAIMED, "released"))

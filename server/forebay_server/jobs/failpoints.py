@@ -53,7 +53,7 @@ def arm(place: str) -> None:
 
 def reach(name: str) -> None:
     """Ends the process if this place is armed and was reached often enough."""
-    global _left  # noqa: PLW0603 - one process, one death
+    global _left  # noqa: PLW0603  # one process, one death
     if name == _name:
         _left -= 1
         if _left <= 0:

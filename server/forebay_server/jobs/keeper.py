@@ -235,7 +235,7 @@ class Keeper:
             ticket.done = None
             try:
                 done(outcome)
-            except Exception:  # noqa: BLE001 - one operation's fault must not cost the others their outcomes
+            except Exception:  # noqa: BLE001  # one operation's fault must not cost the others their outcomes
                 _log.exception("outcome_not_handed_over", operation=type(ticket.operation).__name__)
 
     def _take_up(self, group: list[_Ticket], outcomes: list[Outcome]) -> None:
@@ -330,7 +330,7 @@ class Keeper:
         can_wait()  # A backlog keeps it busy all the time, and callers were answered ten times as late.
         try:
             self._store.open(self._changed)
-        except BaseException as fault:  # noqa: BLE001 - it is the starter's
+        except BaseException as fault:  # noqa: BLE001  # it is the starter's
             self._fault = fault
             self._opened.set()
             return
@@ -403,7 +403,7 @@ class Keeper:
             self._store.apply([_PROBE])
         except StoreUnavailable:
             return False
-        except Exception:  # noqa: BLE001 - see `_serve`
+        except Exception:  # noqa: BLE001  # see `_serve`
             _log.exception("job_store_fault")
         return True
 
@@ -415,7 +415,7 @@ class Keeper:
         except StoreUnavailable as error:
             self._again(group, error)
             return False
-        except Exception as fault:  # noqa: BLE001 - whatever it is, the thread goes on
+        except Exception as fault:  # noqa: BLE001  # whatever it is, the thread goes on
             if len(group) > 1:
                 return self._serve_each(group)
             self._bring(group, [_excuse(fault)])
@@ -436,7 +436,7 @@ class Keeper:
                 self._queue.extendleft(reversed(group[place + 1 :]))
                 self._again([ticket], error)
                 return False
-            except Exception as fault:  # noqa: BLE001 - see `_serve`
+            except Exception as fault:  # noqa: BLE001  # see `_serve`
                 outcomes = [_excuse(fault)]
             self._count([ticket])
             self._bring([ticket], outcomes)

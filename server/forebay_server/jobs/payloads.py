@@ -55,7 +55,7 @@ class Payloads:
             return digest
         temporary = path.with_suffix(_TEMPORARY)
         try:
-            with open(temporary, "wb", buffering=0) as file:  # noqa: PTH123 - unbuffered, to be synced by descriptor
+            with open(temporary, "wb", buffering=0) as file:  # noqa: PTH123  # unbuffered, to be synced by descriptor
                 view = memoryview(data)
                 while view:
                     view = view[file.write(view) :]

@@ -93,7 +93,7 @@ class PostgresStore:
             StoreUnavailable: It does not answer now.
         """
         postgres_connection.check(self._url)
-        import psycopg  # noqa: PLC0415 - of an optional dependency
+        import psycopg  # noqa: PLC0415  # of an optional dependency
 
         self._watch.start()
         try:
@@ -154,7 +154,7 @@ class PostgresStore:
             StoreUnavailable: The store does not answer, or has forgotten jobs; it is not known whether the group
                 happened.
         """
-        import psycopg  # noqa: PLC0415 - of an optional dependency
+        import psycopg  # noqa: PLC0415  # of an optional dependency
 
         try:
             outcomes = self._apply(operations)
@@ -176,7 +176,7 @@ class PostgresStore:
         return outcomes
 
     def _apply(self, operations: Sequence[Operation]) -> list[Outcome]:
-        import psycopg  # noqa: PLC0415 - of an optional dependency
+        import psycopg  # noqa: PLC0415  # of an optional dependency
 
         began = time.monotonic()
         for attempt in range(TRIES):
@@ -193,7 +193,7 @@ class PostgresStore:
                 if late or not self._rolled_back(connection, error, fresh=fresh):
                     raise
                 # Get out of each other's way.
-                time.sleep(random.uniform(0.0, 0.02) * attempt)  # noqa: S311 - no secret
+                time.sleep(random.uniform(0.0, 0.02) * attempt)  # noqa: S311  # no secret
                 continue
             with self._watch.over(connection):
                 self._commit(connection, group)
@@ -204,7 +204,7 @@ class PostgresStore:
 
     def _rolled_back(self, connection: "psycopg.Connection[tuple[Any, ...]]", error: Exception, *, fresh: bool) -> bool:
         """Rolls a group back; whether it may go well if it is done again."""
-        import psycopg  # noqa: PLC0415 - of an optional dependency
+        import psycopg  # noqa: PLC0415  # of an optional dependency
 
         if connection.closed:
             self._drop()
@@ -221,7 +221,7 @@ class PostgresStore:
 
     def _carry_out(self, connection: "psycopg.Connection[tuple[Any, ...]]", group: Group) -> None:
         """Everything but the commit."""
-        import psycopg  # noqa: PLC0415 - of an optional dependency
+        import psycopg  # noqa: PLC0415  # of an optional dependency
 
         try:
             with connection.pipeline():
@@ -243,7 +243,7 @@ class PostgresStore:
 
     def _commit(self, connection: "psycopg.Connection[tuple[Any, ...]]", group: Group) -> None:
         """Makes it durable, and tells others. From here on an error leaves it open whether it happened."""
-        import psycopg  # noqa: PLC0415 - of an optional dependency
+        import psycopg  # noqa: PLC0415  # of an optional dependency
 
         self._warned = False
         self._groups += group.wrote
@@ -272,7 +272,7 @@ class PostgresStore:
 
     def _forget(self, connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
         """Deletes old names, now and then."""
-        import psycopg  # noqa: PLC0415 - of an optional dependency
+        import psycopg  # noqa: PLC0415  # of an optional dependency
 
         if time.monotonic() >= self._forgets:
             self._forgets = time.monotonic() + FORGET_EVERY

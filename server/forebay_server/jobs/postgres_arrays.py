@@ -86,8 +86,8 @@ def unescaped(text: str) -> str:
 
 def register(connection: "Connection[Any]") -> None:
     """Teaches a connection these types."""
-    from psycopg import pq  # noqa: PLC0415 - of an optional dependency
-    from psycopg.adapt import Dumper  # noqa: PLC0415 - as above
+    from psycopg import pq  # noqa: PLC0415  # of an optional dependency
+    from psycopg.adapt import Dumper  # noqa: PLC0415  # as above
 
     class ColumnDumper(Dumper):
         format = pq.Format.BINARY

@@ -60,7 +60,7 @@ so they are not recognized of a server that speaks another language than English
 
 def place(url: str) -> str:
     """Where a URL leads, without its password."""
-    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - of an optional dependency
+    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415  # of an optional dependency
 
     parts = conninfo_to_dict(url)
     host = parts.get("host") or parts.get("hostaddr") or "the local server"
@@ -75,8 +75,8 @@ def check(url: str) -> None:
         ConfigError: It is not one, or psycopg is not installed.
     """
     try:
-        import psycopg  # noqa: PLC0415 - of an optional dependency
-        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - as above
+        import psycopg  # noqa: PLC0415  # of an optional dependency
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415  # as above
     except ImportError as error:
         raise ConfigError("jobs in PostgreSQL need the package psycopg: install forebay[postgres]") from error
     try:
@@ -99,8 +99,8 @@ def connect(url: str, watch: Watch) -> "psycopg.Connection[tuple[Any, ...]]":
         psycopg.Error: There is none.
         StoreUnavailable: It can't be made durable.
     """
-    import psycopg  # noqa: PLC0415 - of an optional dependency
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415 - as above
+    import psycopg  # noqa: PLC0415  # of an optional dependency
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415  # as above
 
     said = conninfo_to_dict(url)
     parameters = {name: value for name, value in _PARAMETERS.items() if name not in said}
@@ -130,7 +130,7 @@ def _set_up(connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
 
 def refused(error: "psycopg.Error", url: str) -> ConfigError | None:
     """The sentence for an error at the start that won't go away by itself; None if it may."""
-    import psycopg  # noqa: PLC0415 - of an optional dependency
+    import psycopg  # noqa: PLC0415  # of an optional dependency
 
     if isinstance(error, psycopg.errors.InsufficientPrivilege | psycopg.errors.InvalidSchemaName):
         said = error.diag.message_primary
@@ -148,7 +148,7 @@ def refused(error: "psycopg.Error", url: str) -> ConfigError | None:
 
 def translated(error: "psycopg.Error") -> ForebayError:
     """What an error of a working store means for those who wait."""
-    import psycopg  # noqa: PLC0415 - of an optional dependency
+    import psycopg  # noqa: PLC0415  # of an optional dependency
 
     if isinstance(error, psycopg.errors.DiskFull):
         return StoreFull("the disk of the job store is full", retry_after=RETRY_FULL)

@@ -76,7 +76,7 @@ class Listener:
         self._thread.join(10.0)
 
     def _run(self) -> None:
-        import psycopg  # noqa: PLC0415 - of an optional dependency
+        import psycopg  # noqa: PLC0415  # of an optional dependency
 
         while not self._closing.is_set():
             try:
@@ -87,7 +87,7 @@ class Listener:
                     self._listen(connection)
             except (psycopg.Error, OSError, StoreUnavailable):
                 pass  # The store itself says so in the log; this thread looks once a second, and tries again.
-            except Exception as error:  # noqa: BLE001 - a fault of ours must not end the thread
+            except Exception as error:  # noqa: BLE001  # a fault of ours must not end the thread
                 # Without its traceback, which would have the URL with its password.
                 _log.error("job_store_listener_failed", error=type(error).__name__, said=str(error))
             finally:

@@ -84,7 +84,7 @@ MIGRATIONS: Final = (
     CREATE INDEX forebay_jobs_due ON forebay_jobs (webhook_due, sequence) WHERE webhook_due IS NOT NULL;
 
     INSERT INTO forebay_store (version, epoch) VALUES (0, '');
-    """,  # noqa: S608 - from constants only
+    """,  # noqa: S608  # from constants only
     """ALTER TABLE forebay_jobs ADD COLUMN traceparent text COLLATE "C" NOT NULL DEFAULT ''""",
 )
 """What leads from each version to the next; the first begins with nothing."""

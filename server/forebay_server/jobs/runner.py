@@ -349,7 +349,7 @@ class Runner:
         except ForebayError as error:
             self.failed(run, error)
             return
-        except Exception as fault:  # noqa: BLE001 - nothing that one job does may stop the others
+        except Exception as fault:  # noqa: BLE001  # nothing that one job does may stop the others
             self.failed(run, self._internal(fault, job))
             return
         self._bytes += request.nbytes - len(run.payload)

@@ -146,8 +146,8 @@ class SqliteStore:
             except ConfigError as exc:
                 _log.warning("job_store_not_reopened", reason=str(exc))
                 raise StoreUnavailable("the job store can't be opened") from exc
-        assert self._connection is not None  # noqa: S101 - for the type checker
-        assert self._rows is not None  # noqa: S101 - as above
+        assert self._connection is not None  # noqa: S101  # for the type checker
+        assert self._rows is not None  # noqa: S101  # as above
         return self._connection, self._rows
 
     def _connect(self, create: int = 0) -> None:

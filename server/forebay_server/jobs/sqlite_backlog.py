@@ -88,7 +88,7 @@ class Lines:
     def remove(self, flow: FlowKey, sequences: Sequence[int]) -> None:
         """Jobs wait no more."""
         line = self._touch(flow)
-        assert line is not None, f"{flow} has nothing waiting"  # noqa: S101 - the books would be wrong
+        assert line is not None, f"{flow} has nothing waiting"  # noqa: S101  # the books would be wrong
         line.jobs -= len(sequences)
         if not line.jobs:
             del self._lines[flow]

@@ -107,7 +107,7 @@ _LINE_END: Final = f"""
     SELECT sequence FROM jobs INDEXED BY lines WHERE model = ? AND tenant = ? AND priority = ? AND suspect = ?
         AND state = {JobState.PENDING:d} ORDER BY sequence
 """
-assert JobState.RUNNING < 3 <= min(FINAL)  # noqa: S101 - what `state < 3` in the schema means
+assert JobState.RUNNING < 3 <= min(FINAL)  # noqa: S101  # what `state < 3` in the schema means
 
 
 class Rows:
@@ -457,7 +457,7 @@ class Rows:
     def _backlog(self, _operation: Backlog) -> list[Waiting]:
         return self._lines.waiting(self._now)
 
-    def _line_end(self, flow: FlowKey, last: bool) -> int:  # noqa: FBT001 - as `Lines` asks
+    def _line_end(self, flow: FlowKey, last: bool) -> int:  # noqa: FBT001  # as `Lines` asks
         sequence: int = self._do(f"{_LINE_END} DESC LIMIT 1" if last else f"{_LINE_END} LIMIT 1", flow).get
         return sequence
 

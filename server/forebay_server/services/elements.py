@@ -78,7 +78,7 @@ def from_data(data: bytes, rule: InputRule, shape: tuple[int, ...], budget: int)
     return data, None
 
 
-def from_numbers(  # noqa: PLR0911 - a list of refusals
+def from_numbers(  # noqa: PLR0911  # a list of refusals
     numbers: Sequence[float], rule: InputRule, shape: tuple[int, ...]
 ) -> tuple[RawInput, str | None]:
     """The elements of `Tensor.numbers`."""

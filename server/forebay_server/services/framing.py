@@ -120,7 +120,7 @@ def error_part(item: int, status: bytes) -> bytes:
     return _RESULTS + varint(len(inner) + len(status)) + inner + status
 
 
-def split_items(  # noqa: C901, PLR0911, PLR0912 - short integers are read without a call
+def split_items(  # noqa: C901, PLR0911, PLR0912  # short integers are read without a call
     body: bytes, most: int
 ) -> list[tuple[int, bytes, float | None, str]] | None:
     """The ids, serialized requests, timeouts in seconds and trace contexts of a `StreamPredictRequest` of only items.

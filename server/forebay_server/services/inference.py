@@ -52,7 +52,7 @@ class UnaryInference(Inference):
             owner.outbox.append((RESPOND, call, self.response(outputs, start, batch, owner.clock)))
         except ForebayError as error:
             self._failed(error)
-        except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
+        except Exception as error:  # noqa: BLE001  # whatever an engine's outputs may lead to, the others go on
             self._failed(internal(error, method="Predict"))
         else:
             if self.trace is not None:
@@ -192,7 +192,7 @@ class InferenceService:
             self.complaints.refused(_MALFORMED, "Predict", metadata=metadata)
             intake.refused(UnaryInference.method, _MALFORMED, tenant)
             self._ended(mark, now, errors.InvalidRequest.reason)
-        except Exception as error:  # noqa: BLE001 - nothing that one message does may stop the dispatcher
+        except Exception as error:  # noqa: BLE001  # nothing that one message does may stop the dispatcher
             self.outbox.append((FAIL, call, failure(internal(error, method="Predict"))))
             self._ended(mark, now, errors.Internal.reason)
 

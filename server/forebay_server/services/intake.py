@@ -172,7 +172,7 @@ class Intake:
         if deadline == math.inf:
             return now + self._default_deadline
         most = now + self._max_deadline
-        return deadline if deadline < most else most  # noqa: FURB136 - `min` would be felt
+        return deadline if deadline < most else most  # noqa: FURB136  # `min` would be felt
 
     def tenant(self, peer: Peer | None, metadata: Metadata | None) -> str:
         """Who is calling: by metadata on a trusted exposure, else by certificate, else nobody in particular."""

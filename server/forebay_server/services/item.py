@@ -126,7 +126,7 @@ class ItemInference(Inference):
         except ForebayError as error:
             self.fail(error)
             return
-        except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
+        except Exception as error:  # noqa: BLE001  # whatever an engine's outputs may lead to, the others go on
             self.fail(internal(error, method="StreamPredict"))
             return
         service = stream.service

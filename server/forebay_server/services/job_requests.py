@@ -55,7 +55,7 @@ class JobInference(Inference):
             response = self.response(outputs, start, batch, self.owner.clock)
         except ForebayError as error:
             self.fail(error)
-        except Exception as error:  # noqa: BLE001 - whatever an engine's outputs may lead to, the others go on
+        except Exception as error:  # noqa: BLE001  # whatever an engine's outputs may lead to, the others go on
             self.fail(internal(error, method="Submit"))
         else:
             self.owner.ended(self, run)

@@ -47,7 +47,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _NOBODY: Final = "0" * 32
 """An id that no job has (one in 2^128 may)."""
 _STATES: Final = frozenset(map(int, JobState))
-_NEXT_TOKEN: Final = job_service_pb2.ListJobsResponse(next_page_token="x").SerializeToString()[:1]  # noqa: S106 - no password
+_NEXT_TOKEN: Final = job_service_pb2.ListJobsResponse(next_page_token="x").SerializeToString()[:1]  # noqa: S106  # no password
 
 
 class Desk(Protocol):
@@ -286,7 +286,7 @@ class JobService:
                 outbox.append((RESPOND, call, encode(outcome)))
             except ForebayError as error:
                 outbox.append((FAIL, call, failure(error)))
-            except Exception as error:  # noqa: BLE001 - one answer may not harm the others that are due
+            except Exception as error:  # noqa: BLE001  # one answer may not harm the others that are due
                 outbox.append((FAIL, call, failure(internal(error, method=method))))
 
         return done
@@ -311,7 +311,7 @@ class JobService:
             except DecodeError:
                 self.outbox.append((FAIL, event[1], malformed))
                 self._complaints.refused(unreadable, method, metadata=event[6])
-            except Exception as error:  # noqa: BLE001 - nothing that one message does may stop the dispatcher
+            except Exception as error:  # noqa: BLE001  # nothing that one message does may stop the dispatcher
                 self.outbox.append((FAIL, event[1], failure(internal(error, method=method))))
 
         return handle

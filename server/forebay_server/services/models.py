@@ -26,7 +26,7 @@ NAME: Final[str] = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
 DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1000
 
-_BAD_TOKEN = "is not one that the server gave"  # noqa: S105 - no password
+_BAD_TOKEN = "is not one that the server gave"  # noqa: S105  # no password
 
 
 class ServedModel(Served, Protocol):
@@ -180,7 +180,7 @@ class _Unary:
             self._outbox.append((RESPOND, call, self._answer(request).SerializeToString()))
         except ForebayError as error:
             self._outbox.append((FAIL, call, failure(error)))
-        except Exception as error:  # noqa: BLE001 - nothing that one message does may stop the dispatcher
+        except Exception as error:  # noqa: BLE001  # nothing that one message does may stop the dispatcher
             self._outbox.append((FAIL, call, failure(internal(error, method=self._method))))
 
 

@@ -30,7 +30,7 @@ class Inference(Request):
         parameters: Any,
         encoder: Encoder,
         tail: bytes,
-        report: bool,  # noqa: FBT001 - called by position: keywords would be felt
+        report: bool,  # noqa: FBT001  # called by position: keywords would be felt
         owner: Any,
         ident: int,
     ) -> None:

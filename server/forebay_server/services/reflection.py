@@ -83,7 +83,7 @@ class ReflectionService:
             return
         try:
             message = self.answer(request).SerializeToString()
-        except Exception as error:  # noqa: BLE001 - nothing that one message does may stop the dispatcher
+        except Exception as error:  # noqa: BLE001  # nothing that one message does may stop the dispatcher
             del self._streams[call]
             self._outbox.append((FAIL, call, failure(internal(error, method="ServerReflectionInfo"))))
             return

@@ -220,7 +220,7 @@ class Uptake:
                 stream.settle_at_once(ident, error_part(ident, status_bytes(error)))
                 self._complaints.refused(error, "StreamPredict", message=item, metadata=stream.metadata)
                 self._item_ended(mark, now, ident, error.reason)
-            except Exception as error:  # noqa: BLE001 - one item may not harm the others
+            except Exception as error:  # noqa: BLE001  # one item may not harm the others
                 status = status_bytes(internal(error, method="StreamPredict"))
                 stream.settle_at_once(ident, error_part(ident, status))
                 self._item_ended(mark, now, ident, errors.Internal.reason)
@@ -280,7 +280,7 @@ class Uptake:
             self._intake.refused(ItemInference.method, error, stream.tenant)
             raise error
         deadline = now + timeout
-        return self._intake.deadline(deadline if deadline < stream.deadline else stream.deadline, now)  # noqa: FURB136 - `min` would be felt
+        return self._intake.deadline(deadline if deadline < stream.deadline else stream.deadline, now)  # noqa: FURB136  # `min` would be felt
 
     def _item_ended(self, mark: Mark, began: float, ident: int, reason: str) -> None:
         """An item has ended without a request for the scheduler."""

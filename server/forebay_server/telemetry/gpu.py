@@ -23,7 +23,7 @@ class Gpus:
     def start(self) -> None:
         """Finds them."""
         try:
-            import pynvml  # noqa: PLC0415 - only where there are GPUs
+            import pynvml  # noqa: PLC0415  # only where there are GPUs
         except ImportError:
             return
         try:

@@ -121,7 +121,7 @@ def hush() -> None:
 
 def resource() -> "Resource":
     """Who is telling: OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME first, then what we know ourselves."""
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - the extra may be missing
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415  # the extra may be missing
 
     own = {
         "service.name": SERVICE,

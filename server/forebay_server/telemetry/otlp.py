@@ -131,7 +131,7 @@ class OtlpMetrics:
     def _export(self) -> None:
         try:
             samples = self._read()
-        except Exception as error:  # noqa: BLE001 - the dispatcher is busy or has ended; the next time may go well
+        except Exception as error:  # noqa: BLE001  # the dispatcher is busy or has ended; the next time may go well
             _log.debug("metrics_not_read", error=str(error))
             return
         ok = True
@@ -152,8 +152,8 @@ class OtlpMetrics:
                 _log.warning("metrics_not_exported", protocol=self._options.protocol)
 
     def _send(self, portion: Sequence[tuple[Metric, Sequence[Sample]]]) -> bool:
-        from opentelemetry.sdk.metrics import export  # noqa: PLC0415 - the extra may be missing
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415 - see above
+        from opentelemetry.sdk.metrics import export  # noqa: PLC0415  # the extra may be missing
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415  # see above
 
         now = time.time_ns()
         metrics = [
@@ -164,12 +164,12 @@ class OtlpMetrics:
         data = export.MetricsData([export.ResourceMetrics(self._resource, [scope], "")])
         try:
             return self._exporter.export(data) is export.MetricExportResult.SUCCESS
-        except Exception:  # noqa: BLE001 - whatever the SDK does, the thread goes on
+        except Exception:  # noqa: BLE001  # whatever the SDK does, the thread goes on
             _log.exception("metrics_export_failed")
             return False
 
     def _data(self, metric: Metric, samples: Sequence[Sample], now: int) -> Any:
-        from opentelemetry.sdk.metrics import export  # noqa: PLC0415 - the extra may be missing
+        from opentelemetry.sdk.metrics import export  # noqa: PLC0415  # the extra may be missing
 
         cumulative = export.AggregationTemporality.CUMULATIVE
         began = self._began
@@ -186,7 +186,7 @@ class OtlpMetrics:
 
 
 def _explicit(metric: Metric, labels: Mapping[str, str], began: int, now: int, value: Distribution) -> Any:
-    from opentelemetry.sdk.metrics import export  # noqa: PLC0415 - the extra may be missing
+    from opentelemetry.sdk.metrics import export  # noqa: PLC0415  # the extra may be missing
 
     counts = [count - before for count, before in zip(value.buckets, [0, *value.buckets[:-1]], strict=True)]
     return export.HistogramDataPoint(
@@ -205,10 +205,10 @@ def _explicit(metric: Metric, labels: Mapping[str, str], began: int, now: int, v
 
 def _exponential(labels: Mapping[str, str], began: int, now: int, value: Distribution) -> Any:
     """The finer buckets as they are: their bounds are those of an exponential histogram."""
-    from opentelemetry.sdk.metrics import export  # noqa: PLC0415 - the extra may be missing
+    from opentelemetry.sdk.metrics import export  # noqa: PLC0415  # the extra may be missing
 
     exact = value.exact
-    assert exact is not None  # noqa: S101 - metrics with `places` have it
+    assert exact is not None  # noqa: S101  # metrics with `places` have it
     counts = exact.counts[1:]
     used = [place for place, count in enumerate(counts) if count]
     first, last = (used[0], used[-1]) if used else (0, -1)
@@ -230,7 +230,7 @@ def _exponential(labels: Mapping[str, str], began: int, now: int, value: Distrib
 
 
 def _exemplars(value: Distribution) -> list[Any]:
-    from opentelemetry.sdk.metrics import Exemplar  # noqa: PLC0415 - the extra may be missing
+    from opentelemetry.sdk.metrics import Exemplar  # noqa: PLC0415  # the extra may be missing
 
     return [
         Exemplar({}, seconds, round(at * 1e9), span_id, trace_id)
@@ -263,9 +263,9 @@ def _exporter(chosen: Options) -> Any:
     otel.hush()
     endpoint = otel.url(otel.Signal.METRICS, chosen.endpoint, chosen.protocol)
     if chosen.protocol == otel.GRPC:
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter  # noqa: PLC0415 - heavy
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter  # noqa: PLC0415  # heavy
 
         return OTLPMetricExporter(endpoint=endpoint)
-    from opentelemetry.exporter.otlp.proto.http import metric_exporter  # noqa: PLC0415 - heavy
+    from opentelemetry.exporter.otlp.proto.http import metric_exporter  # noqa: PLC0415  # heavy
 
     return metric_exporter.OTLPMetricExporter(endpoint=endpoint)

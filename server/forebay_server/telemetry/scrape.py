@@ -117,7 +117,7 @@ class ScrapeServer:
             self._drop(connection)
 
     def _accept(self) -> None:
-        assert self._listener is not None  # noqa: S101 - `start` made it
+        assert self._listener is not None  # noqa: S101  # `start` made it
         try:
             accepted, _ = self._listener.accept()
         except OSError:
@@ -175,7 +175,7 @@ class ScrapeServer:
         openmetrics = "application/openmetrics-text" in headers.get("accept", "")
         try:
             body = self._render(openmetrics)
-        except Exception:  # noqa: BLE001 - whatever it is, the next scrape may go well
+        except Exception:  # noqa: BLE001  # whatever it is, the next scrape may go well
             _log.exception("scrape_failed")
             return _response(HTTPStatus.SERVICE_UNAVAILABLE, body=method != "HEAD")
         extra = [f"Content-Type: {OPENMETRICS if openmetrics else TEXT}", "Vary: Accept, Accept-Encoding"]

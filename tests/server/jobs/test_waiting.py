@@ -233,7 +233,7 @@ def test_those_that_leave_are_forgotten():
         max_size=60,
     )
 )
-def test_each_wait_is_answered_once_and_nothing_is_left(steps):  # noqa: C901 - one branch per kind of step
+def test_each_wait_is_answered_once_and_nothing_is_left(steps):  # noqa: C901  # one branch per kind of step
     """Whatever happens in whatever order: one answer per wait, none after leaving, and all counts end at zero."""
     rig = Rig()
     made, final = [], {}

@@ -64,7 +64,7 @@ def test_each_error_has_code_reason_and_domain(kind):
     assert failure.code == message.code == status.CODES[kind]
     assert failure.message == message.message == example(kind).message
     assert info.domain == "forebay"
-    assert f"ERROR_REASON_{info.reason}" in error_pb2.ErrorReason.keys()  # noqa: SIM118 - an enum wrapper
+    assert f"ERROR_REASON_{info.reason}" in error_pb2.ErrorReason.keys()  # noqa: SIM118  # an enum wrapper
     assert info.reason == kind.reason
 
 
@@ -95,7 +95,7 @@ DOCUMENTED = {
 
 def test_codes_are_those_of_the_contract():
     """Each reason of the contract has the code that its comment promises."""
-    reasons = {name.removeprefix("ERROR_REASON_") for name in error_pb2.ErrorReason.keys()}  # noqa: SIM118 - see above
+    reasons = {name.removeprefix("ERROR_REASON_") for name in error_pb2.ErrorReason.keys()}  # noqa: SIM118  # see above
 
     assert DOCUMENTED == status.CODE_NAMES
     assert reasons == {*DOCUMENTED, "UNSPECIFIED"}

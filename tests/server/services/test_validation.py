@@ -286,7 +286,7 @@ def oracle(message, spec, *, reject_nan):
     return arrays
 
 
-def tensor_oracle(tensor, spec, *, batched):  # noqa: C901, PLR0911 - a list of rules
+def tensor_oracle(tensor, spec, *, batched):  # noqa: C901, PLR0911  # a list of rules
     if tensor.data_type != spec.data_type or len(tensor.shape) != len(spec.shape):
         return None
     for index, (length, wanted) in enumerate(zip(tensor.shape, spec.shape, strict=True)):

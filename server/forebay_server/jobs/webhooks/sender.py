@@ -198,7 +198,7 @@ class Sender:
             taken = cast(Sequence[Delivery], self._ask(Deliveries(limit, self._lease)))
         except ForebayError:
             return ()  # the store does not answer; it says so itself
-        except Exception:  # noqa: BLE001 - nobody else would hear of it, and no message would ever be sent again
+        except Exception:  # noqa: BLE001  # nobody else would hear of it, and no message would ever be sent again
             _log.exception("webhook_outbox_failed")
             return ()
         if taken:
@@ -212,7 +212,7 @@ class Sender:
             began = time.thread_time()
             try:
                 self._record(self._outcome(delivery))
-            except Exception:  # noqa: BLE001 - see above; the message comes back by itself
+            except Exception:  # noqa: BLE001  # see above; the message comes back by itself
                 _log.exception("webhook_failed", job=delivery.job.id)
             rest = (time.thread_time() - began) * (PARALLEL / SHARE - 1)
             self._stopping.wait(rest)
@@ -244,7 +244,7 @@ class Sender:
             self.events.append((WEBHOOK, "given_up", time.monotonic() - began))
             _log.warning("webhook_given_up", job=job.id, target=origin, tries=tries, reason=reason)
             return Delivered(job.id)
-        pause = retries.pause(tries, random.random(), asked=asked)  # noqa: S311 - spreads load, guards nothing
+        pause = retries.pause(tries, random.random(), asked=asked)  # noqa: S311  # spreads load, guards nothing
         self.events.append((WEBHOOK, "undelivered", time.monotonic() - began))
         _log.debug("webhook_undelivered", job=job.id, target=origin, tries=tries, reason=reason, pause=pause)
         return Undelivered(job.id, pause)

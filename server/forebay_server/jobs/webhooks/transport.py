@@ -71,7 +71,7 @@ class Transport:
         backend: "httpcore.NetworkBackend | None" = None,
     ) -> None:
         try:
-            import httpcore  # noqa: PLC0415 - only who sends webhooks needs it
+            import httpcore  # noqa: PLC0415  # only who sends webhooks needs it
         except ImportError as exc:
             raise ConfigError("webhooks need the package httpcore: install forebay[webhooks]") from exc
         self._timeout = timeout
@@ -94,7 +94,7 @@ class Transport:
         Raises:
             Undeliverable: No answer, or none in time.
         """
-        import httpcore  # noqa: PLC0415 - see the constructor
+        import httpcore  # noqa: PLC0415  # see the constructor
 
         deadline = time.monotonic() + self._timeout
         origin = httpcore.Origin(target.scheme.encode(), target.host.encode(), target.port)
@@ -189,7 +189,7 @@ class Transport:
         return addresses
 
     def _connect(self, address: Address, port: int, deadline: float, seconds: float) -> "_Stream":
-        import httpcore  # noqa: PLC0415 - see the constructor
+        import httpcore  # noqa: PLC0415  # see the constructor
 
         try:
             stream = self._backend.connect_tcp(str(address), port, timeout=seconds)
@@ -222,13 +222,13 @@ class _Guard:
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ARG002 - the deadline holds
-        local_address: str | None = None,  # noqa: ARG002 - never given
-        socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - never given
+        timeout: float | None = None,  # noqa: ARG002  # the deadline holds
+        local_address: str | None = None,  # noqa: ARG002  # never given
+        socket_options: Iterable[Any] | None = None,  # noqa: ARG002  # never given
     ) -> "_Stream":
         return self._transport.connect(host, port, self._deadline)
 
-    def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: object = None) -> "_Stream":  # noqa: ARG002 - refused
+    def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: object = None) -> "_Stream":  # noqa: ARG002  # refused
         raise Undeliverable("not a network address")
 
     def sleep(self, seconds: float) -> None:  # pragma: no cover - called between retries, of which there are none
@@ -247,7 +247,7 @@ class _Stream:
         self._deadline = deadline
         self._read = read
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the deadline holds
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002  # the deadline holds
         room = MAX_ANSWER - self._read
         if room <= 0:
             raise Undeliverable(f"an answer of more than {MAX_ANSWER} bytes")
@@ -255,14 +255,14 @@ class _Stream:
         self._read += len(data)
         return data
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - the deadline holds
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002  # the deadline holds
         self._inner.write(buffer, timeout=self._transport.left(self._deadline))
 
     def start_tls(
         self,
         ssl_context: ssl.SSLContext,
         server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ARG002 - the deadline holds
+        timeout: float | None = None,  # noqa: ARG002  # the deadline holds
     ) -> "_Stream":
         try:
             inner = self._inner.start_tls(ssl_context, server_hostname, self._transport.left(self._deadline))

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from forebay_server.telemetry.tracing.spans import Spans
 
 STEPS: Final = 4
-"""See `background`. With all requests sampled, on a core that is busy with them, a sixth of the spans is dropped; with
-the usual ten steps it is a half, for a tenth more requests."""
+"""See `background`. With all requests sampled, on a core that is busy with them, a sixth of the spans was dropped, in one
+run; with the usual ten steps about a half, and more requests were answered."""
 SLICE: Final = 0.0001
 """Seconds of work at a stretch: so long the dispatcher may have to wait for the GIL."""
 REST: Final = 0.0002
@@ -110,7 +110,7 @@ class Exporter:
             try:
                 while self._tracer.queue:
                     self._send(self._gather())
-            except Exception:  # noqa: BLE001 - nobody else would hear of it
+            except Exception:  # noqa: BLE001  # nobody else would hear of it
                 _log.exception("spans_not_sent")
                 self._lost += self._sending
                 self._sending = 0
@@ -155,18 +155,18 @@ class Exporter:
 def _open(options: Options) -> "tuple[Spans, Frame, Sender]":
     """Imports the SDK, which takes a while, and makes its parts."""
     try:
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415 - only for tracing
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415  # only for tracing
 
-        from forebay_server.telemetry.tracing.message import Frame  # noqa: PLC0415 - it imports the SDK
-        from forebay_server.telemetry.tracing.spans import Spans  # noqa: PLC0415 - likewise
+        from forebay_server.telemetry.tracing.message import Frame  # noqa: PLC0415  # it imports the SDK
+        from forebay_server.telemetry.tracing.spans import Spans  # noqa: PLC0415  # likewise
 
         make: Callable[[str | None], Sender]
         if options.protocol == otel.GRPC:
-            from forebay_server.telemetry.tracing.sender_grpc import GrpcSender  # noqa: PLC0415 - likewise
+            from forebay_server.telemetry.tracing.sender_grpc import GrpcSender  # noqa: PLC0415  # likewise
 
             make = GrpcSender
         else:
-            from forebay_server.telemetry.tracing.sender_http import HttpSender  # noqa: PLC0415 - likewise
+            from forebay_server.telemetry.tracing.sender_http import HttpSender  # noqa: PLC0415  # likewise
 
             make = HttpSender
     except ImportError as error:

@@ -103,7 +103,7 @@ class Tracer:
         self._most = most
         self._wall = wall
         self._events: list[tuple[Any, ...]] = [] if events is None else events
-        source = random or Random()  # noqa: S311 - see above
+        source = random or Random()  # noqa: S311  # see above
         self._random = source.random
         self._bits = source.getrandbits
         self.queue: deque[Record] = deque()
@@ -370,7 +370,7 @@ class Step:
     def inner(self, name: str) -> "Step":
         """A step inside this one begins."""
         outer = self._trace
-        trace = None if outer is None else Trace(outer.trace_id, self._tracer._bits(64) or 1, outer.span_id)  # noqa: SLF001 - its other half
+        trace = None if outer is None else Trace(outer.trace_id, self._tracer._bits(64) or 1, outer.span_id)  # noqa: SLF001  # its other half
         return Step(self._tracer, name, self._model, self._version, trace)
 
     def end(self, error: str = "") -> None:
@@ -378,4 +378,4 @@ class Step:
         if self._trace is not None:
             now = self._tracer.clock()
             record = (records.MODEL, self._trace, self._began, now, self._name, self._model, self._version, error)
-            self._tracer._put(record)  # noqa: SLF001 - see above
+            self._tracer._put(record)  # noqa: SLF001  # see above

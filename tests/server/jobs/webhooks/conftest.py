@@ -96,7 +96,7 @@ class Receiver:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            do_GET = do_POST  # noqa: N815 - the base class wants this name
+            do_GET = do_POST  # noqa: N815  # the base class wants this name
 
             def log_message(self, *_):
                 pass

@@ -181,7 +181,7 @@ def test_control_the_list(canary):
     """Control: without its list, a host that pretends to be another is reached."""
     ADDRESSES["hooks.example.com.evil.com"] = ["127.0.0.1"]
     url = f"http://hooks.example.com.evil.com:{canary.port}/"
-    resolve = lambda _host, _timeout: [ip_address("127.0.0.1")]  # noqa: E731 - any name is loopback
+    resolve = lambda _host, _timeout: [ip_address("127.0.0.1")]  # noqa: E731  # any name is loopback
 
     assert attempt(url, [HOOKS], allow_private=True, resolve=resolve) is not None
     assert canary.connections == 0
@@ -225,7 +225,7 @@ def test_control_a_name_that_changes_its_meaning(canary):
 def test_the_peer_is_the_address_that_was_checked(canary):
     """A connection that ends up elsewhere is dropped before a byte is sent."""
     url = f"{HOOKS}:{canary.port}/"
-    resolve = lambda _host, _timeout: [ip_address(PUBLIC)]  # noqa: E731 - see above
+    resolve = lambda _host, _timeout: [ip_address(PUBLIC)]  # noqa: E731  # see above
     assert "another address" in str(attempt(url, [url], resolve=resolve, backend=Astray()))
     assert canary.bytes == 0
 
@@ -240,7 +240,7 @@ def test_every_address_is_checked(canary):
     for texts in ([PUBLIC, "127.0.0.1"], ["127.0.0.1", PUBLIC], [PUBLIC, PUBLIC, PUBLIC, PUBLIC, PUBLIC, "::1"]):
         backend = NoRoute()
         found = [ip_address(text) for text in texts]
-        refused = attempt(url, [url], resolve=lambda _host, _timeout: found, backend=backend)  # noqa: B023 - used at once
+        refused = attempt(url, [url], resolve=lambda _host, _timeout: found, backend=backend)  # noqa: B023  # used at once
         assert "which is not public" in str(refused)
         assert backend.asked == []
     assert canary.connections == 0

@@ -12,7 +12,7 @@ from tests.server.wire.native.rig import METHODS, REFUSALS, Raw, exposure
 @pytest.fixture
 def start():
     """Starts servers, and closes them at the end."""
-    from forebay_server.wire.native import NativeWire  # noqa: PLC0415 - it may not be built, and then its tests are skipped
+    from forebay_server.wire.native import NativeWire  # noqa: PLC0415  # it may not be built, and then its tests are skipped
 
     with contextlib.ExitStack() as stack:
 
