@@ -52,6 +52,8 @@ class Ledger:
         self._lock = threading.Lock()
         self.jobs: dict[str, int] = {}
         """Number by job id."""
+        self.times: dict[str, float] = {}
+        """When each was acknowledged, monotonic seconds."""
         self.contradictions: list[str] = []
         self._ids: dict[int, str] = {}
 
@@ -62,6 +64,7 @@ class Ledger:
             if known != job_id:
                 self.contradictions.append(f"{number} is {known} and {job_id}")
             self.jobs[job_id] = number
+            self.times[job_id] = time.monotonic()
             self._file.write(json.dumps([number, job_id]) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -87,6 +90,7 @@ class Oracle:
         self.refusals: Counter[str] = Counter()
         self.perishable: set[str] = set()
         """Jobs that are deleted soon after their end."""
+        self._doubtful: set[str] = set()
         self._outcomes: dict[str, job_service_pb2.ResultResponse] = {}
         self._later: list[Future[str]] = []
         self._pool = ThreadPoolExecutor(8)
@@ -159,6 +163,10 @@ class Oracle:
             if self._pace:
                 time.sleep(self._pace)
 
+    def doubt(self, since: float) -> None:
+        """What was acknowledged from `since` (monotonic seconds) until now may be lost, by no fault of the server."""
+        self._doubtful |= {job_id for job_id, when in self.ledger.times.items() if when >= since}
+
     # --- Afterwards ---------------------------------------------------------------------------------------------------
 
     def settled(self, patience: float = 60.0) -> dict[str, job_service_pb2.ResultResponse]:
@@ -167,7 +175,9 @@ class Oracle:
         while self._later:
             self._later.pop().result(patience)
         for job_id in list(self.ledger.jobs):
-            if job_id not in self._outcomes:
+            if job_id in self._doubtful and self._is_lost(job_id):
+                del self.ledger.jobs[job_id]
+            elif job_id not in self._outcomes:
                 self._outcomes[job_id] = self._ended(job_id, until)
         return self._outcomes
 
@@ -187,6 +197,13 @@ class Oracle:
                     return result
                 last = result.job
             assert time.monotonic() < until, f"{job_id} has not ended: {last}"
+
+    def _is_lost(self, job_id: str) -> bool:
+        try:
+            self.stub.Result(job_service_pb2.ResultRequest(id=job_id), timeout=10)
+        except grpc.RpcError as error:
+            return error.code() is grpc.StatusCode.NOT_FOUND
+        return False
 
     def any_runs(self, ids: list[str]) -> bool:
         """Whether one of these jobs runs."""

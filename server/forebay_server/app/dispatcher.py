@@ -27,6 +27,9 @@ LONGEST_WAIT = 1.0  # seconds; only bounds how late a lost wake-up would be noti
 
 LOOK_EVERY = 0.005  # seconds between looks at the figures of the front end and of the batches
 
+TIMED_WAIT = 0.001
+"""Seconds for which timed parts that are due wait as long as each turn brings something: callers go first."""
+
 ALIVE_EVERY = 0.1  # seconds between looks at whether the thread that should answer is still there
 
 _T = TypeVar("_T")
@@ -80,7 +83,8 @@ class Dispatcher:
             endpoints: In the order of the wire's methods.
             outbox: The list into which services put their answers.
             flushes: Called at the end of each turn, before the outbox is sent (streams put results together there).
-            timed: Called in each turn in which they are due, after the events; no turn waits for longer.
+            timed: Called in each turn in which they are due, after the events; no turn waits for longer. In turns in
+                which something has come they wait, for TIMED_WAIT at most.
             watchdog: Seconds for which it may stand still beyond what its batches may take; None: for ever.
             held_bytes: Told, every LOOK_EVERY seconds, what the front end holds.
             turn_times: Where to put how long each turn took, in seconds; emptied by one of `flushes`.
@@ -98,6 +102,7 @@ class Dispatcher:
         self._resting = False
         self._budget: float | None = None
         self._gathers = 0.0
+        self._ticked = -math.inf
         self._held_bytes = held_bytes
         self._turn_times = turn_times
         self._clock = clock
@@ -200,7 +205,7 @@ class Dispatcher:
                     handlers[event[0]][event[2]](event)
                 except Exception as fault:  # noqa: BLE001  # one event's fault must not stop all others
                     self._fault(event, fault)
-            self._tick(now)
+            self._tick(now, came=bool(events))
             timeout = self._soonest(turn(clock()))
             self._gather(now)
             for flush in flushes:
@@ -233,7 +238,10 @@ class Dispatcher:
         columns[0] = [ignore] * len(self._endpoints)
         return columns
 
-    def _tick(self, now: float) -> None:
+    def _tick(self, now: float, *, came: bool) -> None:
+        if came and now - self._ticked < TIMED_WAIT:
+            return
+        self._ticked = now
         for part in self._timed:
             if part.due <= now:
                 try:

@@ -29,8 +29,10 @@ from forebay_server.scheduling.request import PRIORITY_WEIGHTS
 BATCHES: Final = 2
 MOST_JOBS: Final = 2048
 """Jobs of one model that are in flight here at most."""
-MOST_AT_ONCE: Final = 128
-"""Jobs in one claim; what a claim brings is taken up in one go, and keeps the dispatcher from answering meanwhile."""
+MOST_AT_ONCE: Final = 256
+MOST_BESIDE: Final = 32
+"""Jobs in one claim, and in one while online requests come: what a claim brings is taken up in one go, and keeps the
+dispatcher from answering meanwhile."""
 SUSPECT_PAUSE: Final = 1.0
 """Seconds."""
 _TAGS_KEPT: Final = 1024
@@ -57,9 +59,14 @@ def room(wanted: int, in_flight: int) -> int:
     return missing if missing * 4 >= wanted else 0
 
 
-def pieces(jobs: int) -> list[int]:
-    """Such an amount as claims, as few as possible and about as large as each other."""
-    claims = -(-jobs // MOST_AT_ONCE)
+def most_at_once(*, online: bool) -> int:
+    """How many jobs a claim may be for; `online`: while online requests come."""
+    return MOST_BESIDE if online else MOST_AT_ONCE
+
+
+def pieces(jobs: int, most: int) -> list[int]:
+    """Such an amount as claims of at most so many, as few as possible and about as large as each other."""
+    claims = -(-jobs // most)
     return [jobs * (number + 1) // claims - jobs * number // claims for number in range(claims)]
 
 

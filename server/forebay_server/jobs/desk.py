@@ -7,6 +7,7 @@ many jobs may wait, what is refused while the store is away, and who is told of 
 Used by the dispatcher alone. Answers come through callbacks, never from within the call that they answer.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import partial
 from math import ceil
@@ -300,22 +301,27 @@ class Desk:
                 self._ended[JobState.EXPIRED] += 1
                 self._over(job, self._expired)
             else:
-                self._tell(job, self._crashed if job.state is JobState.FAILED else None)
+                self._tell([job], [self._crashed if job.state is JobState.FAILED else None])
 
     def _over(self, job: Job, outcome: bytes | None) -> None:
         """A job was given its end by somebody else than its run, or had it already."""
         if job.state in (JobState.CANCELLED, JobState.EXPIRED) and not self._runner.ended_elsewhere(job):
             self._upkeep.count()  # It may have waited.
-        self._pass_on(job, outcome)
-
-    def _tell(self, job: Job, outcome: bytes | None) -> None:
-        if job.state in FINAL:
-            self._ended[job.state] += 1
-        self._pass_on(job, outcome)
-
-    def _pass_on(self, job: Job, outcome: bytes | None) -> None:
         self._waiters.tell(job, outcome)
         if job.state in FINAL:
+            self._finished()
+
+    def _tell(self, jobs: Sequence[Job], outcomes: Sequence[bytes | None]) -> None:
+        """Jobs were changed by their runs, or by time."""
+        if len(self._waiters):
+            for job, outcome in zip(jobs, outcomes, strict=True):
+                self._waiters.tell(job, outcome)
+        ended = False
+        for state, count in Counter([job.state for job in jobs]).items():
+            if state in FINAL:
+                self._ended[state] += count
+                ended = True
+        if ended:
             self._finished()
 
     def _counted(self, backlog: Sequence[Waiting]) -> None:
@@ -330,4 +336,4 @@ class Desk:
         """The store is back; what was told meanwhile may have been lost."""
         self._waiters.changed(())
         self._upkeep.count()
-        self._runner.look()
+        self._runner.recovered()

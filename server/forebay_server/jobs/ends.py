@@ -7,8 +7,7 @@ given back instead.
 Used by the dispatcher alone.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import count as counter
 from math import inf
@@ -29,6 +28,11 @@ AGAIN: Final = 1.0
 _log = structlog.get_logger(__name__)
 
 
+End = Finish | Release
+Written = Callable[[Sequence[Run], Sequence[End], Sequence[Job | Exception | None]], None]
+"""Told of runs, their ends, and what the store said to each; None if the run's owner has lost it before."""
+
+
 class Ends:
     """Ends of runs on their way to the store.
 
@@ -36,7 +40,7 @@ class Ends:
         keeper: The way there.
         most_bytes: Of outcomes that wait while the store does not answer.
         encode_error: A serialized `google.rpc.Status` for an error.
-        ended: Told of each run, once, what the store said to its end; None if the run's owner has lost it before.
+        ended: Told of each run once.
         clock: Monotonic seconds.
 
     Attributes:
@@ -50,7 +54,7 @@ class Ends:
         *,
         most_bytes: int,
         encode_error: Callable[[ForebayError], bytes],
-        ended: Callable[[Run, Finish | Release, Job | Exception | None], None],
+        ended: Written,
         clock: Callable[[], float],
     ) -> None:
         self._keeper = keeper
@@ -58,59 +62,77 @@ class Ends:
         self._encode_error = encode_error
         self._ended = ended
         self._clock = clock
-        self._again: list[tuple[float, int, Run, Finish | Release]] = []
+        self._again: list[tuple[float, int, Run, End]] = []
         """What the store could not take, by when to try again."""
         self._serial = counter()
         self.nbytes = 0
         self.due = inf
 
-    def finish(self, run: Run, state: JobState, outcome: bytes, version: int) -> None:
-        """The job has its end."""
-        job = run.job
-        if self.nbytes + len(outcome) > self._most_bytes and not self._keeper.healthy:
-            self.release(run, 0.0, refund=False)
+    def finish(self, runs: Sequence[Run], state: JobState, outcomes: Sequence[bytes], version: int) -> None:
+        """Jobs have their ends: one state and version, each with its outcome."""
+        size = sum(map(len, outcomes))
+        if self.nbytes + size > self._most_bytes and not self._keeper.healthy:
+            for run in runs:
+                self.release(run, 0.0, refund=False)
             return
-        self.nbytes += len(outcome)
-        self._write(run, Finish(job.id, run.owner.name, job.attempt, state, outcome, version))
+        self.nbytes += size
+        make = tuple.__new__  # Several times as fast as the class; this is done for each job.
+        ends: list[End] = [
+            make(Finish, (run.job.id, run.owner.name, run.job.attempt, state, outcome, version))
+            for run, outcome in zip(runs, outcomes, strict=True)
+        ]
+        self._write(runs, ends, size)
 
     def release(self, run: Run, delay: float, *, refund: bool) -> None:
         """The job waits again; its attempt does not count if it is refunded."""
-        self._write(run, Release(run.job.id, run.owner.name, run.job.attempt, delay, refund))
+        self._write([run], [Release(run.job.id, run.owner.name, run.job.attempt, delay, refund)], 0)
 
     def tick(self, now: float) -> None:
         """Tries again what is due."""
         again = self._again
         while again and again[0][0] <= now:
-            _, _, run, operation = heappop(again)
-            self._write(run, operation)
+            _, _, run, end = heappop(again)
+            self._write([run], [end], _size(end))
         self.due = again[0][0] if again else inf
 
-    def _write(self, run: Run, operation: Finish | Release) -> None:
-        self._keeper.do(operation, lambda outcome: self._written(run, operation, outcome))
+    def _write(self, runs: Sequence[Run], ends: Sequence[End], nbytes: int) -> None:
+        self._keeper.do_all(ends, lambda outcomes: self._written(runs, ends, outcomes, nbytes), nbytes)
 
-    def _written(self, run: Run, operation: Finish | Release, outcome: Job | Exception) -> None:
-        """The store has taken an end, or not."""
-        reach("finish.committed" if isinstance(operation, Finish) else "release.committed")
-        if not isinstance(outcome, ForebayError):
-            self._settle(run, operation, outcome)
-        elif run.owner.ended:
-            self._settle(run, operation, None)
-        else:
-            self._try_again(run, operation, outcome)
+    def _written(
+        self, runs: Sequence[Run], ends: Sequence[End], outcomes: Sequence[Job | Exception], nbytes: int
+    ) -> None:
+        """The store has taken ends, or not."""
+        reach("finish.committed" if isinstance(ends[0], Finish) else "release.committed")
+        settled: Sequence[Job | Exception | None] = outcomes
+        if any(isinstance(outcome, ForebayError) for outcome in outcomes):
+            left: list[tuple[Run, End, Job | Exception | None]] = []
+            for run, end, outcome in zip(runs, ends, outcomes, strict=True):
+                if not isinstance(outcome, ForebayError):
+                    left.append((run, end, outcome))
+                elif run.owner.ended:
+                    left.append((run, end, None))
+                else:
+                    nbytes -= _size(end)
+                    self._try_again(run, end, outcome)
+            if not left:
+                return
+            runs, ends, settled = zip(*left, strict=True)
+        self.nbytes -= nbytes
+        self._ended(runs, ends, settled)
 
-    def _settle(self, run: Run, operation: Finish | Release, outcome: Job | Exception | None) -> None:
-        if isinstance(operation, Finish):
-            self.nbytes -= len(operation.outcome)
-        self._ended(run, operation, outcome)
-
-    def _try_again(self, run: Run, operation: Finish | Release, error: ForebayError) -> None:
-        if isinstance(operation, Finish) and operation.state is JobState.SUCCEEDED and isinstance(error, Internal):
+    def _try_again(self, run: Run, end: End, error: ForebayError) -> None:
+        if isinstance(end, Finish) and end.state is JobState.SUCCEEDED and isinstance(error, Internal):
             # The store can't hold this outcome.
             failure = self._encode_error(error)
-            self.nbytes += len(failure) - len(operation.outcome)
-            operation = replace(operation, state=JobState.FAILED, outcome=failure)
+            self.nbytes += len(failure) - len(end.outcome)
+            end = end._replace(state=JobState.FAILED, outcome=failure)
         if not isinstance(error, StoreFull):
             _log.warning("job_end_not_written", job=run.job.id, error=error.message)
         at = self._clock() + AGAIN
-        heappush(self._again, (at, next(self._serial), run, operation))
+        heappush(self._again, (at, next(self._serial), run, end))
         self.due = min(self.due, at)
+
+
+def _size(end: End) -> int:
+    """Bytes of its outcome."""
+    return len(end.outcome) if isinstance(end, Finish) else 0

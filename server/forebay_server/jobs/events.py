@@ -5,6 +5,7 @@ oldest.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 from forebay_server.errors import ForebayError
@@ -28,15 +29,16 @@ Event = tuple[Any, ...]
 GROUP: Final = "group"
 """`(GROUP, seconds)`: a transaction of the store."""
 OPERATION: Final = "operation"
-"""`(OPERATION, name, outcome)`: an operation of the store; `ok`, or the reason of its error."""
+"""`(OPERATION, name, outcome, many)`: so many operations of the store; `ok`, or the reason of their error."""
 SUBMITTED: Final = "submitted"
 """`(SUBMITTED,)`: a job was taken in."""
 CLAIMED: Final = "claimed"
-"""`(CLAIMED, seconds)`: a job was claimed so long after it was submitted."""
+"""`(CLAIMED, seconds)`: jobs were claimed so long after they were submitted, a list."""
 UNCLAIMED: Final = "unclaimed"
 """`(UNCLAIMED, outcome)`: a claim has ended without an end of its job: `released` or `lost`."""
 ENDED: Final = "ended"
-"""`(ENDED, state, seconds)`: a job was given its end so long after it was submitted; the state in lower case."""
+"""`(ENDED, state, seconds)`: jobs were given their end so long after they were submitted, a list; the state in lower
+case."""
 TAKEN_OVER: Final = "taken over"
 """`(TAKEN_OVER,)`: a job was taken from a server that had gone away."""
 WEBHOOK: Final = "webhook"
@@ -55,14 +57,17 @@ def new_events() -> deque[Event]:
     return deque(maxlen=MOST)
 
 
-def leave(events: deque[Event], operation: Operation, outcome: Outcome | Exception) -> None:
+def leave(  # noqa: C901  # a case for each operation that tells more
+    events: deque[Event], operation: Operation, outcome: Outcome | Exception
+) -> None:
     """Leaves what is to be told of an operation and its outcome. A second `Cancel` of a job looks like the first."""
-    events.append((OPERATION, type(operation).__name__.lower(), _word(outcome)))
+    events.append((OPERATION, type(operation).__name__.lower(), _word(outcome), 1))
     match operation, outcome:
         case Submit(), Submitted(created=True):
             events.append((SUBMITTED,))
         case Claim(), list() | tuple():
-            events.extend((CLAIMED, _since(job, job.started)) for job, _ in outcome)
+            if outcome:
+                events.append((CLAIMED, [_since(job, job.started) for job, _ in outcome]))
         case (Finish(), Job()) | (Cancel(), Job(state=JobState.CANCELLED)):
             assert isinstance(outcome, Job)  # noqa: S101  # matched, which mypy does not see
             _ended(events, outcome)
@@ -80,8 +85,23 @@ def leave(events: deque[Event], operation: Operation, outcome: Outcome | Excepti
             pass
 
 
+def leave_all(events: deque[Event], operations: Sequence[Operation], outcomes: Sequence[Outcome | Exception]) -> None:
+    """Leaves what is to be told of many operations; of ends that went well, as they mostly do, all at once."""
+    first = outcomes[0]
+    if isinstance(first, Job) and all(
+        type(operation) is Finish and type(outcome) is Job and outcome.state is first.state
+        for operation, outcome in zip(operations, outcomes, strict=True)
+    ):
+        events.append((OPERATION, type(operations[0]).__name__.lower(), "ok", len(operations)))
+        ages = [job.ended - job.created for job in outcomes]  # type: ignore[union-attr,operator]  # all are jobs that have ended
+        events.append((ENDED, first.state.name.lower(), [max(0.0, age) for age in ages]))
+        return
+    for operation, outcome in zip(operations, outcomes, strict=True):
+        leave(events, operation, outcome)
+
+
 def _ended(events: deque[Event], job: Job) -> None:
-    events.append((ENDED, job.state.name.lower(), _since(job, job.ended)))
+    events.append((ENDED, job.state.name.lower(), [_since(job, job.ended)]))
 
 
 def _since(job: Job, at: float | None) -> float:

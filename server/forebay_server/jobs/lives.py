@@ -2,9 +2,10 @@
 
 An *owner* is a name that is never used again. Its life is renewed each third of `claim_s`; if it ends nevertheless (the
 store was away, or this process stood still), others may have taken over its jobs: they are dropped here, and a new
-owner takes its place. So it does when it is not known whether a claim has happened: jobs may then be held under its
-name that nobody runs. Such an owner is *retired*: it claims no more, lives until what it holds has ended, and then its
-life is ended, so that the lost ones are taken over at once.
+owner takes its place. So it does when it is not known what is held under its name: a claim may have happened or not,
+or the store was away, and an end that it had confirmed may be gone with a disk that failed. Jobs may then be held that
+nobody runs. Such an owner is *retired*: it claims no more, lives until what it holds has ended, and then its life is
+ended, so that the lost ones are taken over at once.
 
 Used by the dispatcher alone.
 """
@@ -97,9 +98,9 @@ class Lives:
             self._retired.append(owner)
             self._replace()
 
-    def let_go(self, owner: Owner) -> None:
-        """It holds one less."""
-        owner.held -= 1
+    def let_go(self, owner: Owner, many: int = 1) -> None:
+        """It holds so many less."""
+        owner.held -= many
         if owner.retired and owner.held == 0:
             self.due = 0.0
 

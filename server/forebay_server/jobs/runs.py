@@ -1,5 +1,6 @@
 """What is known of jobs that are claimed here: each of them, and what they are together for a model."""
 
+from collections.abc import Sequence
 from math import inf
 from typing import Protocol
 
@@ -17,6 +18,9 @@ class Told(Protocol):
     def succeeded(self, run: "Run", response: bytes, version: int) -> None:
         """It has its result."""
 
+    def succeeded_all(self, runs: "Sequence[Run]", responses: Sequence[bytes], version: int) -> None:
+        """They have their results, serialized `PredictResponse`s; all are of one model."""
+
     def failed(self, run: "Run", error: ForebayError) -> None:
         """It has none."""
 
@@ -24,10 +28,10 @@ class Told(Protocol):
 class Run:
     """A claimed job, on its way to its end."""
 
-    __slots__ = ("_runner", "claimed", "course", "ended", "job", "owner", "payload", "request", "version")
+    __slots__ = ("claimed", "course", "ended", "job", "owner", "payload", "request", "runner", "version")
 
     def __init__(self, runner: Told, course: "Course", owner: Owner, job: Job, payload: bytes, claimed: float) -> None:
-        self._runner = runner
+        self.runner = runner
         self.course = course
         self.owner = owner
         self.job = job
@@ -46,13 +50,32 @@ class Run:
         """Whether it must not share a batch."""
         return flow_of(self.job).suspect
 
+    @property
+    def nbytes(self) -> int:
+        """What it holds."""
+        return len(self.payload) if self.request is None else self.request.nbytes
+
     def succeeded(self, response: bytes, version: int) -> None:
         """It has its result: a serialized `PredictResponse`."""
-        self._runner.succeeded(self, response, version)
+        self.runner.succeeded(self, response, version)
 
     def failed(self, error: ForebayError) -> None:
         """It has no result."""
-        self._runner.failed(self, error)
+        self.runner.failed(self, error)
+
+
+class Lot:
+    """Jobs that one claim has brought, as far as they are not in the scheduler."""
+
+    __slots__ = ("course", "next", "runs", "tenant")
+
+    def __init__(self, course: "Course", runs: Sequence[Run]) -> None:
+        self.course = course
+        self.runs = runs
+        self.next = 0
+        """The first that is not."""
+        self.tenant = runs[0].job.tenant
+        """All are of one flow."""
 
 
 class Course:

@@ -7,7 +7,8 @@ long as the connection lives, so the kernel lets go of it however the process en
 Large bodies are files in a folder beside it (`payloads`).
 
 When the disk is full, nothing of a group happens (`StoreFull`); when the file can't be written or read otherwise, the
-connection is given up and opened anew with the next group (`StoreUnavailable`). Both end when their causes do.
+connection is given up and opened anew with the next group (`StoreUnavailable`). Both end when their causes do. A disk
+that fails may have lost what it had confirmed; if jobs are missing then, the log says so.
 """
 
 import errno
@@ -86,6 +87,8 @@ class SqliteStore:
         self._connection: apsw.Connection | None = None
         self._rows: Rows | None = None
         self._log_pages = 0
+        self._taken_in = 0
+        """The last sequence that was confirmed, as far as this process knows."""
         self._changed: Changed = lambda _: None
 
     def open(self, changed: Changed) -> None:
@@ -116,6 +119,7 @@ class SqliteStore:
             if fault is exc:
                 raise
             raise fault from exc
+        self._taken_in = rows.taken_in
         reach("group.committed")
         if rows.damaged:
             self._changed(rows.damaged)
@@ -186,9 +190,12 @@ class SqliteStore:
         migrate(connection)
         rows = Rows(connection, self._payloads, self._owners, self._lost)
         rows.load()
+        if rows.taken_in < self._taken_in:
+            _log.error("acknowledged_jobs_lost", jobs=self._taken_in - rows.taken_in, reason="the file is an older one")
+        self._taken_in = rows.taken_in
         try:
             self._payloads.open()
-            self._payloads.sweep(rows.uses)
+            self._payloads.sweep(rows.bodies.uses)
         except OSError as exc:
             raise ConfigError(f"jobs.store: {exc.filename} can't be used: {exc.strerror}.") from exc
         self._rows = rows
@@ -249,9 +256,10 @@ class SqliteStore:
         self._log_pages = 0
 
     def _remove_files(self, rows: Rows) -> None:
-        while rows.loose:
-            digest = rows.loose.pop()
-            if not rows.uses(digest):
+        bodies = rows.bodies
+        while bodies.loose:
+            digest = bodies.loose.pop()
+            if not bodies.uses(digest):
                 reach("purge.files_left")
                 self._payloads.remove(digest)
 

@@ -34,6 +34,9 @@ REPLACE: Final = f"""
 """
 """Sequences, and as many bodies, none of them empty."""
 
+tuple_of: Final = tuple.__new__
+"""Makes a named tuple of its values in half the time that its class takes: this is done for each job."""
+
 _Held = tuple[Job, str, float]
 """A claimed job, by whom, and its time to live."""
 
@@ -85,9 +88,9 @@ class Claims:
             job, _, ttl = known
             state, version = operation.state, operation.served_version
             sequence = job.sequence
-            # By place, not by name (`_replace`): several times as fast, and this is done for each job.
-            ended: Any = (*job[:3], state, *job[4:6], version, *job[7:13], now, job.expires, now + ttl, *job[16:])
-            outcomes.append(Job(*ended))
+            # By place, not by name (`_replace`).
+            ended = (*job[:3], state, *job[4:6], version, *job[7:13], now, job[14], now + ttl, job[16])
+            outcomes.append(tuple_of(Job, ended))
             sequences = alike.get((state, version))
             if sequences is None:
                 alike[state, version] = [sequence]

@@ -13,13 +13,15 @@ import apsw
 import structlog
 
 from forebay_server.errors import ForebayError, Internal, JobKeyReused, JobNotFound
-from forebay_server.jobs.payloads import LARGE, PayloadLost, Payloads
+from forebay_server.jobs import sqlite_statements as sql
+from forebay_server.jobs.payloads import PayloadLost, Payloads
 from forebay_server.jobs.sqlite_backlog import FlowKey, Lines
-from forebay_server.jobs.sqlite_many import CLAIM, END, REPLACE, Claims, blobs, numbers
+from forebay_server.jobs.sqlite_bodies import Bodies
+from forebay_server.jobs.sqlite_many import CLAIM, Claims, numbers, tuple_of
+from forebay_server.jobs.sqlite_statements import Row, job_of, key_of
 from forebay_server.jobs.states import FINAL, JobState
 from forebay_server.jobs.store import (
     DUE_ANYWAY,
-    SUSPECT_CRASHES,
     Backlog,
     Cancel,
     Claim,
@@ -48,66 +50,10 @@ from forebay_server.jobs.store import (
 
 _log = structlog.get_logger(__name__)
 
-Row = tuple[Any, ...]
-
-_STATES: Final = (JobState.PENDING, *JobState)
-"""By number; the first is not used."""
 _HAVE_OUTCOME: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.EXPIRED})
 _ALL_SEQUENCES: Final = 2**63 - 1
-
-_JOB: Final = (
-    "id, tenant, jobs.sequence, state, model, version, served_version, priority, request_id, attempt, crashes, "
-    "created, started, ended, expires, purges, traceparent"
-)
-"""The columns of a `Job`, in its order."""
-_WIDTH: Final = len(Job._fields)
-
-_INSERT: Final = f"""
-    INSERT INTO jobs (sequence, id, tenant, state, model, version, served_version, priority, request_id, attempt,
-        crashes, created, expires, suspect, due, ready, fingerprint, ttl, url, secret, message_tries, traceparent)
-    VALUES (?, ?, ?, {JobState.PENDING:d}, ?, ?, 0, ?, ?, 0, 0, ?, ?, 0, ?, 0, ?, ?, ?, ?, 0, ?)
-"""
-_CLAIMABLE: Final = f"""
-    SELECT {_JOB}, data, digest, ttl FROM jobs INDEXED BY urgency LEFT JOIN bodies USING (sequence)
-    WHERE model = ? AND tenant = ? AND priority = ? AND suspect = ? AND state = {JobState.PENDING:d}
-        AND ready <= ? AND (expires IS NULL OR expires > ?)
-    ORDER BY due, jobs.sequence LIMIT ?
-"""
-_HELD: Final = f"id = ?4 AND state = {JobState.RUNNING:d} AND owner = ?5 AND attempt = ?6"
-_FINISH: Final = f"{END} WHERE {_HELD} RETURNING {_JOB}, ?7"
-_END_ONE: Final = f"{END} WHERE sequence = ?4 RETURNING {_JOB}"
-_RELEASE: Final = f"""
-    UPDATE jobs SET state = {JobState.PENDING:d}, owner = NULL, attempt = attempt - ?1,
-        ready = CASE ?3 WHEN 0 THEN 0 ELSE ?2 + ?3 END
-    WHERE {_HELD} RETURNING {_JOB}, ?7, suspect, ready
-"""
-_ORPHANS: Final = f"""
-    SELECT sequence FROM jobs INDEXED BY claims WHERE state = {JobState.RUNNING:d} AND owner = ?
-    ORDER BY sequence LIMIT ?
-"""
-_TAKE_OVER: Final = f"""
-    UPDATE jobs SET state = {JobState.PENDING:d}, owner = NULL, ready = 0, crashes = crashes + 1,
-        suspect = crashes + 1 >= {SUSPECT_CRASHES}
-    WHERE sequence = ? RETURNING {_JOB}, suspect
-"""
-_LATE: Final = """
-    SELECT sequence, state, model, tenant, priority, suspect FROM jobs INDEXED BY expiry
-    WHERE state < 3 AND expires IS NOT NULL AND expires <= ? ORDER BY expires, sequence LIMIT ?
-"""
-_OVER: Final = """
-    SELECT sequence FROM jobs INDEXED BY finished WHERE purges IS NOT NULL AND message_due IS NULL AND purges <= ?
-    ORDER BY purges, sequence LIMIT ?
-"""
-_DUE: Final = f"""
-    SELECT {_JOB}, url, secret, message_tries FROM jobs INDEXED BY outbox WHERE message_due IS NOT NULL
-        AND message_due <= ? ORDER BY message_due, sequence LIMIT ?
-"""
-_FLOW: Final = "model, tenant, priority, suspect"
-_LINE_END: Final = f"""
-    SELECT sequence FROM jobs INDEXED BY lines WHERE model = ? AND tenant = ? AND priority = ? AND suspect = ?
-        AND state = {JobState.PENDING:d} ORDER BY sequence
-"""
-assert JobState.RUNNING < 3 <= min(FINAL)  # noqa: S101  # what `state < 3` in the schema means
+_DATA, _DIGEST = -2, -1
+"""Columns of `sql.CLAIMABLE`."""
 
 
 class Rows:
@@ -131,7 +77,8 @@ class Rows:
         # Any: the columns' types are the schema's, which the type checker does not know.
         self._do: Callable[..., Any] = connection.execute
         self._do_many: Callable[..., Any] = connection.executemany
-        self._payloads = payloads
+        self.bodies = Bodies(connection, payloads)
+        """The large values of the jobs."""
         self._owners = owners
         self._lost = lost
         self._lines = Lines(self._line_end)
@@ -140,8 +87,6 @@ class Rows:
         self._now = self._instant = 0.0
         self.damaged: list[str] = []
         """Jobs of the group that ended because their payload's file is lost."""
-        self.loose: set[bytes] = set()
-        """Digests of files that perhaps no row refers to any more."""
         self._acts: dict[type, Callable[[Any], list[Outcome]]] = {
             Submit: self._submit,
             Claim: self._each(self._claim),
@@ -166,18 +111,21 @@ class Rows:
         pending = f"state = {JobState.PENDING:d}"
         lines = self._do(
             f"""
-            SELECT {_FLOW}, count(*), min(sequence), max(sequence) FROM jobs INDEXED BY lines WHERE {pending}
-            GROUP BY {_FLOW}
+            SELECT {sql.FLOW}, count(*), min(sequence), max(sequence) FROM jobs INDEXED BY lines WHERE {pending}
+            GROUP BY {sql.FLOW}
             """
         )
-        delays = self._do(f"SELECT {_FLOW}, sequence, ready FROM jobs INDEXED BY delays WHERE {pending} AND ready > 0")
+        delays = self._do(
+            f"SELECT {sql.FLOW}, sequence, ready FROM jobs INDEXED BY delays WHERE {pending} AND ready > 0"
+        )
         self._lines.load(
             ((row[:4], row[4], row[5], row[6]) for row in lines), ((row[:4], row[4], row[5]) for row in delays)
         )
 
-    def uses(self, digest: bytes) -> bool:
-        """Whether a row refers to this file."""
-        return bool(self._do("SELECT 1 FROM bodies WHERE digest = ? LIMIT 1", (digest,)).get)
+    @property
+    def taken_in(self) -> int:
+        """The sequence of the newest job."""
+        return self._sequence
 
     def begin(self) -> None:
         """A group begins: what it changes in memory can be taken back."""
@@ -235,29 +183,26 @@ class Rows:
         coming = iter(run)
         while True:
             try:
-                self._do_many(_INSERT, rows())
+                self._do_many(sql.INSERT, rows())
             except apsw.ConstraintError:
                 # The row that came last is there already, under its id or its key; those before it are in.
                 operation, _ = added.pop()
                 outcomes[-1] = self._same(operation)
             else:
                 break
-        self._do_many(
-            "INSERT INTO bodies VALUES (?, ?, ?)",
-            [(job.sequence, *self._body(operation.payload)) for operation, job in added],
-        )
+        self.bodies.add([(job.sequence, operation.payload) for operation, job in added])
         for _, job in added:
             self._lines.add((job.model, job.tenant, job.priority, 0), job.sequence)
         return outcomes
 
     def _same(self, operation: Submit) -> Submitted | JobKeyReused:
-        select = f"SELECT {_JOB}, fingerprint FROM jobs WHERE"
+        select = f"SELECT {sql.JOB}, fingerprint FROM jobs WHERE"
         row = self._do(f"{select} id = ?", (bytes.fromhex(operation.id),)).get
         if row is None:
             key = (operation.tenant, operation.request_id)
             row = self._do(f"{select} tenant = ? AND request_id = ? AND request_id <> ''", key).get
-        job = _job(row)
-        if (job.tenant, row[_WIDTH]) != (operation.tenant, operation.fingerprint):
+        job = job_of(row)
+        if (job.tenant, row[sql.WIDTH]) != (operation.tenant, operation.fingerprint):
             return JobKeyReused(f"the request id {operation.request_id!r} stands for a job with another payload")
         return Submitted(job, created=job.id == operation.id)
 
@@ -267,53 +212,57 @@ class Rows:
         now, flow = self._now, operation.flow
         rows: list[tuple[Row, bytes | PayloadLost]] = []
         room = operation.nbytes
-        for row in self._do(_CLAIMABLE, (*flow, now, now, operation.limit)):
-            payload = self._payload(row)
+        for row in self._do(sql.CLAIMABLE, (*flow, now, now, operation.limit)):
+            payload = row[_DATA] if row[_DIGEST] is None else self.bodies.get(row[_DIGEST])
             rows.append((row, payload))
             if isinstance(payload, bytes):
                 room -= len(payload)
                 if room <= 0:
                     break  # What is not read takes no memory.
+        if not rows:
+            return []
         owner = operation.owner
-        if rows:
-            sequences = [row[2] for row, _ in rows]
-            self._do(CLAIM, (owner, now, numbers(sequences)))
-            self._lines.remove(flow, sequences)
+        sequences = [row[1] for row, _ in rows]
+        self._do(CLAIM, (owner, now, numbers(sequences)))
+        self._lines.remove(flow, sequences)
+        model, tenant, priority, _ = flow
         claimed = []
-        for row, payload in rows:
-            id_, tenant, sequence, _, model, version, _, priority, key, attempt, crashes, created = row[:12]
-            job = Job(
-                id_.hex(), tenant, sequence, JobState.RUNNING, model, version, 0, priority, key, attempt + 1, crashes,
-                created, now, None, row[14], None, row[16],
+        for (id_, sequence, version, key, attempt, crashes, created, expires, trace, ttl, _, _), payload in rows:
+            job = tuple_of(
+                Job,
+                (
+                    id_.hex(), tenant, sequence, JobState.RUNNING, model, version, 0, priority, key, attempt + 1,
+                    crashes, created, now, None, expires, None, trace,
+                ),
             )  # fmt: skip
             if isinstance(payload, PayloadLost):
                 _log.error("job_request_lost", job=job.id, reason=str(payload))
                 self._end(sequence, JobState.FAILED, self._lost)
                 self.damaged.append(job.id)
             else:
-                self._claims.add(job, owner, row[_WIDTH + 2])
-                claimed.append(Claimed(job, payload))
+                self._claims.add(job, owner, ttl)
+                claimed.append(tuple_of(Claimed, (job, payload)))
         return claimed
-
-    def _payload(self, row: Row) -> bytes | PayloadLost:
-        """What a row of `_CLAIMABLE` is a request for."""
-        try:
-            payload: bytes = row[_WIDTH] if row[_WIDTH + 1] is None else self._payloads.get(row[_WIDTH + 1])
-        except PayloadLost as lost:
-            return lost
-        return payload
 
     def _finish(self, run: list[Finish]) -> list[Outcome]:
         now = self._now
         outcomes = self._claims.end(run, now)
         unknown = [
-            (operation.state, operation.served_version, now, _key(operation.id), operation.owner, operation.attempt, n)
+            (
+                operation.state,
+                operation.served_version,
+                now,
+                key_of(operation.id),
+                operation.owner,
+                operation.attempt,
+                n,
+            )
             for n, operation in enumerate(run)
             if outcomes[n] is None
         ]
-        for row in self._do_many(_FINISH, unknown):
-            outcomes[row[_WIDTH]] = _job(row)
-        self._replace_bodies(
+        for row in self._do_many(sql.FINISH, unknown):
+            outcomes[row[sql.WIDTH]] = job_of(row)
+        self.bodies.replace(
             [(job.sequence, operation.outcome) for job, operation in zip(outcomes, run, strict=True) if job]
         )
         return [outcome or ClaimLost() for outcome in outcomes]
@@ -322,12 +271,12 @@ class Rows:
         now = self._now
         outcomes: list[Outcome] = [None] * len(run)
         claims = [
-            (operation.refund, now, operation.delay, _key(operation.id), operation.owner, operation.attempt, number)
+            (operation.refund, now, operation.delay, key_of(operation.id), operation.owner, operation.attempt, number)
             for number, operation in enumerate(run)
         ]
-        for row in self._do_many(_RELEASE, claims):
-            number, suspect, ready = row[_WIDTH:]
-            outcomes[number] = job = _job(row)
+        for row in self._do_many(sql.RELEASE, claims):
+            number, suspect, ready = row[sql.WIDTH :]
+            outcomes[number] = job = job_of(row)
             self._claims.drop(job.id)
             self._lines.add((job.model, job.tenant, job.priority, suspect), job.sequence, ready)
         return [outcome or ClaimLost() for outcome in outcomes]
@@ -336,31 +285,30 @@ class Rows:
         row = self._row(operation, ", suspect")
         if row is None:
             return JobNotFound(f"there is no job {operation.id}")
-        job = _job(row)
+        job = job_of(row)
         if job.state in FINAL:
             return job
         if job.state is JobState.PENDING:
-            self._lines.remove((job.model, job.tenant, job.priority, row[_WIDTH]), [job.sequence])
+            self._lines.remove((job.model, job.tenant, job.priority, row[sql.WIDTH]), [job.sequence])
         return self._end(job.sequence, JobState.CANCELLED, None)
 
     def _get(self, operation: Get) -> Found | ForebayError:
         row = self._row(operation)
         if row is None:
             return JobNotFound(f"there is no job {operation.id}")
-        job = _job(row)
+        job = job_of(row)
         if job.state not in _HAVE_OUTCOME:
             return Found(job, None)
-        data, digest = self._do("SELECT data, digest FROM bodies WHERE sequence = ?", (job.sequence,)).get
-        try:
-            return Found(job, data if digest is None else self._payloads.get(digest))
-        except PayloadLost as exc:
+        outcome = self.bodies.of(job.sequence)
+        if isinstance(outcome, PayloadLost):
             error = Internal()
-            _log.error("job_outcome_lost", job=job.id, reason=str(exc), error_id=error.error_id)
+            _log.error("job_outcome_lost", job=job.id, reason=str(outcome), error_id=error.error_id)
             return error
+        return Found(job, outcome)
 
     def _row(self, operation: Get | Cancel, more: str = "") -> Row | None:
-        select = f"SELECT {_JOB}{more} FROM jobs WHERE id = ? AND tenant = ?"
-        row: Row | None = self._do(select, (_key(operation.id), operation.tenant)).get
+        select = f"SELECT {sql.JOB}{more} FROM jobs WHERE id = ? AND tenant = ?"
+        row: Row | None = self._do(select, (key_of(operation.id), operation.tenant)).get
         return row
 
     def _page(self, operation: Page) -> list[Job]:
@@ -368,47 +316,20 @@ class Rows:
         for state in operation.states or JobState:
             model = "AND model = ?5" if operation.model else ""
             select = f"""
-                SELECT {_JOB} FROM jobs INDEXED BY pages WHERE tenant = ?1 AND state = ?2 AND sequence < ?3 {model}
+                SELECT {sql.JOB} FROM jobs INDEXED BY pages WHERE tenant = ?1 AND state = ?2 AND sequence < ?3 {model}
                 ORDER BY sequence DESC LIMIT ?4
             """
             values: Row = (operation.tenant, state, operation.before or _ALL_SEQUENCES, operation.limit)
             rows += self._do(select, (*values, operation.model) if operation.model else values)
         rows.sort(key=lambda row: -row[2])
-        return [_job(row) for row in rows[: operation.limit]]
+        return [job_of(row) for row in rows[: operation.limit]]
 
     def _end(self, sequence: int, state: JobState, outcome: bytes | None) -> Job:
-        row = self._do(_END_ONE, (state, 0, self._now, sequence)).get
-        self._replace_bodies([(sequence, outcome)])
-        job = _job(row)
+        row = self._do(sql.END_ONE, (state, 0, self._now, sequence)).get
+        self.bodies.replace([(sequence, outcome)])
+        job = job_of(row)
         self._claims.drop(job.id)
         return job
-
-    def _replace_bodies(self, bodies: Sequence[tuple[int, bytes | None]]) -> None:
-        """The jobs' outcomes instead of their requests; None: nothing."""
-        self._loosen([sequence for sequence, _ in bodies])
-        small = [(sequence, data) for sequence, data in bodies if data and len(data) <= LARGE]
-        if small:
-            sequences, data = zip(*small, strict=True)
-            self._do(REPLACE, (numbers(sequences), blobs(data)))
-        if len(small) < len(bodies):
-            others = [(sequence, data) for sequence, data in bodies if not data or len(data) > LARGE]
-            self._do_many(
-                "UPDATE bodies SET data = ?, digest = ? WHERE sequence = ?",
-                [(*self._body(data), sequence) for sequence, data in others if data is not None],
-            )
-            self._do_many("DELETE FROM bodies WHERE sequence = ?", [(seq,) for seq, data in others if data is None])
-
-    def _loosen(self, sequences: Sequence[int]) -> None:
-        if self._payloads.any:
-            select = "SELECT digest FROM bodies WHERE sequence = ? AND digest IS NOT NULL"
-            self.loose.update(row[0] for row in self._do_many(select, [(sequence,) for sequence in sequences]))
-
-    def _body(self, data: bytes) -> tuple[bytes | None, bytes | None]:
-        if len(data) <= LARGE:
-            return data, None
-        digest = self._payloads.put(data)
-        self.loose.add(digest)  # If the group fails.
-        return None, digest
 
     # --- Time -----------------------------------------------------------------------------------------------------
 
@@ -425,7 +346,7 @@ class Rows:
 
     def _reap(self, operation: Reap) -> list[Job]:
         changed = []
-        for sequence, state, *flow in self._do(_LATE, (self._now, operation.limit)).fetchall():
+        for sequence, state, *flow in self._do(sql.LATE, (self._now, operation.limit)).fetchall():
             if state == JobState.PENDING:
                 self._lines.remove((flow[0], flow[1], flow[2], flow[3]), [sequence])
             changed.append(self._end(sequence, JobState.EXPIRED, operation.expired))
@@ -433,23 +354,22 @@ class Rows:
         orphans: list[int] = []
         for (owner,) in running.fetchall():
             if not self._alive(owner):
-                orphans += (row[0] for row in self._do(_ORPHANS, (owner, operation.limit)))
+                orphans += (row[0] for row in self._do(sql.ORPHANS, (owner, operation.limit)))
         for sequence in sorted(orphans)[: operation.limit]:
-            row = self._do(_TAKE_OVER, (sequence,)).get
-            job = _job(row)
+            row = self._do(sql.TAKE_OVER, (sequence,)).get
+            job = job_of(row)
             self._claims.drop(job.id)
             if job.attempt >= operation.max_attempts:
                 job = self._end(sequence, JobState.FAILED, operation.crashed)
             else:
-                self._lines.add((job.model, job.tenant, job.priority, row[_WIDTH]), sequence)
+                self._lines.add((job.model, job.tenant, job.priority, row[sql.WIDTH]), sequence)
             changed.append(job)
         return changed
 
     def _purge(self, operation: Purge) -> int:
-        over = self._do(_OVER, (self._now, operation.limit)).fetchall()
+        over = self._do(sql.OVER, (self._now, operation.limit)).fetchall()
         if over:
-            self._loosen([row[0] for row in over])
-            self._do_many("DELETE FROM bodies WHERE sequence = ?", over)
+            self.bodies.remove([row[0] for row in over])
             self._do_many("DELETE FROM jobs WHERE sequence = ?", over)
             self._do("UPDATE taken_in SET sequence = ?", (self._sequence,))
         return len(over)
@@ -458,38 +378,22 @@ class Rows:
         return self._lines.waiting(self._now)
 
     def _line_end(self, flow: FlowKey, last: bool) -> int:  # noqa: FBT001  # as `Lines` asks
-        sequence: int = self._do(f"{_LINE_END} DESC LIMIT 1" if last else f"{_LINE_END} LIMIT 1", flow).get
+        sequence: int = self._do(f"{sql.LINE_END} DESC LIMIT 1" if last else f"{sql.LINE_END} LIMIT 1", flow).get
         return sequence
 
     # --- Webhooks -------------------------------------------------------------------------------------------------
 
     def _deliveries(self, operation: Deliveries) -> list[Delivery]:
-        rows = self._do(_DUE, (self._now, operation.limit)).fetchall()
+        rows = self._do(sql.DUE, (self._now, operation.limit)).fetchall()
         again = self._now + operation.seconds
         take = "UPDATE jobs SET message_due = ?, message_tries = message_tries + 1 WHERE sequence = ?"
         self._do_many(take, [(again, row[2]) for row in rows])
-        return [Delivery(_job(row), Webhook(row[_WIDTH], row[_WIDTH + 1]), row[_WIDTH + 2]) for row in rows]
+        return [Delivery(job_of(row), Webhook(row[sql.WIDTH], row[sql.WIDTH + 1]), row[sql.WIDTH + 2]) for row in rows]
 
     def _delivered(self, operation: Delivered) -> None:
         update = "UPDATE jobs SET message_due = NULL WHERE id = ? AND message_due IS NOT NULL"
-        self._do(update, (_key(operation.id),))
+        self._do(update, (key_of(operation.id),))
 
     def _undelivered(self, operation: Undelivered) -> None:
         update = "UPDATE jobs SET message_due = ? WHERE id = ? AND message_due IS NOT NULL"
-        self._do(update, (self._now + operation.delay, _key(operation.id)))
-
-
-def _job(row: Row) -> Job:
-    return Job(
-        row[0].hex(), row[1], row[2], _STATES[row[3]], row[4], row[5], row[6], row[7], row[8], row[9], row[10],
-        row[11], row[12], row[13], row[14], row[15], row[16],
-    )  # fmt: skip
-
-
-def _key(job_id: str) -> bytes:
-    """What the id is in the database; empty for what can't be one."""
-    try:
-        key = bytes.fromhex(job_id)
-    except ValueError:
-        return b""
-    return key if key.hex() == job_id else b""
+        self._do(update, (self._now + operation.delay, key_of(operation.id)))

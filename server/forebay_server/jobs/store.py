@@ -143,9 +143,11 @@ class Claimed(NamedTuple):
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Gives a RUNNING job its end, by the holder of its claim. Outcome: the `Job`, or `ClaimLost`."""
+class Finish(NamedTuple):
+    """Gives a RUNNING job its end, by the holder of its claim. Outcome: the `Job`, or `ClaimLost`.
+
+    A tuple, because one is made for each job, and these are made in a third of the time.
+    """
 
     id: str
     owner: str

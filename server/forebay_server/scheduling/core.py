@@ -413,6 +413,10 @@ class Core:
                 at = model.start_at
         return at
 
+    def online(self, now: float) -> bool:
+        """Whether online requests come: two batches of them were formed a short while ago."""
+        return forming.online(self._books, now)
+
     def busy_until(self, now: float) -> float:
         """Until when nothing that comes could run; 0 if it could now.
 

@@ -44,8 +44,8 @@ MARGIN_GRAIN = 0.001
 """Seconds added to both waits before they are compared: what is shorter than a turn of the dispatcher says nothing."""
 DEAR = 0.9
 """With a backlog no deadline may cost more than a tenth of the throughput."""
-RECENT = 1.0
-"""Seconds for which a batch of online requests says that more will come."""
+RECENT = 2.0
+"""Seconds in which two batches of online requests say that more will come. One alone, as of a probe, does not."""
 DELAY_SLACK = 0.001
 """Seconds that a delayed batch starts before it would cost a deadline."""
 
@@ -133,8 +133,8 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
     parts: list[Part] = []
     cap = lane.cap
     if level is Level.ONLINE:
-        books.online_at = now
-    elif now - books.online_at < RECENT:
+        books.online_at, books.online_before = now, books.online_at
+    elif online(books, now):
         cap = _job_cap(lane, tier)
     begins = now if slot.batch is None else max(now, slot.until)
     rows, full = _fill(books, tier, parts, 0, cap, now, begins)
@@ -155,6 +155,11 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
     if full:
         reason = Reason.FULL
     return start(slot, Batch(slot.number, lane, parts, rows, padded, reason, predicted or None, now))
+
+
+def online(books: Books, now: float) -> bool:
+    """Whether online requests come."""
+    return now - books.online_before < RECENT
 
 
 def _job_cap(lane: Lane, tier: Tier) -> int:

@@ -7,13 +7,14 @@ is worked out once, in a `Plan`. Runs in the dispatcher thread.
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any, Final, Protocol, TypeVar
 
 from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError
 from forebay_server.scheduling.events import DONE, JOB, NOBODY, OK, REFUSED
-from forebay_server.scheduling.request import Priority, Request
+from forebay_server.scheduling.request import Level, Priority, Request
 from forebay_server.services.codec import (
     Encoder,
     echoed_id_part,
@@ -230,6 +231,37 @@ class Intake:
             owner,
             ident,
         )
+
+    def follow_all(
+        self,
+        template: Template,
+        kind: type[AnInference],
+        owner: Any,
+        bodies: Sequence[bytes],
+        deadline: float,
+        tenant: str,
+        now: float,
+        level: Level,
+    ) -> list[AnInference]:
+        """Makes requests of as many of the first of some serialized messages as follow a template; as `follow`."""
+        count = template.leading(bodies)
+        if count < len(bodies):
+            bodies = bodies[:count]
+        offset, end = template.offset, template.end
+        requests = kind.many(
+            template.example,
+            repeat(0, count),
+            [(body[offset:end],) for body in bodies],
+            owner=owner,
+            deadline=deadline,
+            tenant=tenant,
+            arrival=now,
+            level=level,
+        )
+        if template.id_length:
+            for request, body in zip(requests, bodies, strict=True):
+                request.tail = echoed_id_part(body, end)
+        return requests
 
     def learn(self, body: bytes, message: inference_pb2.PredictRequest, request: Inference) -> None:
         """Has later messages like this one follow a template, if they can.

@@ -4,7 +4,8 @@ What was checked when the job was submitted is checked again: the model may be a
 dispatcher thread.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
@@ -14,9 +15,9 @@ from forebay_server.errors import ForebayError, InvalidRequest
 from forebay_server.jobs.store import Job
 from forebay_server.scheduling.events import JOB
 from forebay_server.scheduling.request import Batch, Level, Request
-from forebay_server.services.codec import Outputs
+from forebay_server.services.codec import Encoder, Outputs
 from forebay_server.services.intake import Intake
-from forebay_server.services.pending import Inference
+from forebay_server.services.pending import Completion, Inference
 from forebay_server.services.status import CODE_NAMES, internal
 from forebay_server.telemetry.tracing import records
 from forebay_server.telemetry.tracing.names import OK
@@ -24,14 +25,27 @@ from forebay_server.telemetry.tracing.records import Trace
 from forebay_server.telemetry.tracing.tracer import Tracer
 
 
+class Runner(Protocol):
+    """Who runs jobs; `jobs.runner.Runner`."""
+
+    def succeeded_all(self, runs: Sequence[Any], responses: Sequence[bytes], version: int) -> None:
+        """As `Run.succeeded` for each; all are of one model."""
+
+
 class Run(Protocol):
-    """A job that is to run; `jobs.runner.Run`."""
+    """A job that is to run; `jobs.runs.Run`."""
 
     job: Job
+    payload: bytes
+    """A serialized `PredictRequest`."""
     claimed: float
     """When, monotonic seconds."""
     version: int
     """The version that answers; to be set if that happens at once."""
+
+    @property
+    def runner(self) -> Runner:
+        """Who runs it."""
 
     def succeeded(self, response: bytes, version: int) -> None:
         """It has its serialized `PredictResponse`, by this version."""
@@ -47,6 +61,33 @@ class JobInference(Inference):
 
     method = JOB
     run: Run
+
+    together = True
+
+    @classmethod
+    def succeed_all(cls, done: list[Completion], outputs: Outputs) -> list[Completion]:
+        """Does all jobs of one row whose responses differ in data and id only."""
+        rest: list[Completion] = []
+        group: list[tuple[JobInference, int]] = []
+        encoder: Encoder | None = None
+        for completion in done:
+            request, row, pieces = completion
+            plain = type(request) is cls and pieces is None and request.shapes is None and request.rows == 1
+            if not plain or request.report or type(request.trace) is Trace:
+                rest.append(completion)
+            elif encoder is None or request.encoder is encoder:
+                encoder = request.encoder
+                group.append((request, row))
+            else:
+                rest.append(completion)
+        rows = None if encoder is None else encoder.rows(outputs)
+        if rows is None:
+            return done
+        before, whole, size = rows
+        responses = [before + whole[row * size : (row + 1) * size] + request.tail for request, row in group]
+        first, _ = group[0]
+        first.run.runner.succeeded_all([request.run for request, _ in group], responses, first.lane.key[1])
+        return rest
 
     def succeed(self, outputs: Outputs, start: int, batch: Batch) -> None:
         """Gives the job its response."""
@@ -110,10 +151,32 @@ class JobDecoder:
         request.level = Level.JOB
         request.run = run
         if self._tracer is not None:
-            request.trace = self._tracer.resume(run.job.traceparent)
-            if isinstance(request.trace, Trace):
-                request.trace.decoded = self.clock()
+            self._trace(request, self._tracer)
         return request
+
+    def decode_all(self, runs: Sequence[Run], tenant: str, now: float) -> Sequence[Request]:
+        """Requests of as many of the first of some jobs without a deadline as differ in their data and id only.
+
+        This takes less than `decode` for each. There may be none: then `decode` has to do it.
+        """
+        intake = self._intake
+        template = intake.match(runs[0].payload)
+        if template is None:
+            return ()
+        bodies = [run.payload for run in runs]
+        requests = intake.follow_all(template, JobInference, self, bodies, math.inf, tenant, now, Level.JOB)
+        for request, run in zip(requests, runs, strict=False):
+            request.run = run
+        if self._tracer is not None:
+            for request in requests:
+                self._trace(request, self._tracer)
+        return requests
+
+    def _trace(self, request: JobInference, tracer: Tracer) -> None:
+        """Goes on with the trace of whoever submitted the job."""
+        request.trace = tracer.resume(request.run.job.traceparent)
+        if isinstance(request.trace, Trace):
+            request.trace.decoded = self.clock()
 
     def ended(self, request: JobInference, run: Run, reason: str = "") -> None:
         """An attempt has ended; `reason` is that of the error, empty if it went well."""

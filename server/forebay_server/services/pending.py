@@ -4,11 +4,14 @@
 goes.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
 
 from forebay_server.scheduling.request import Batch, Level, Request, State
 from forebay_server.services.codec import Encoder, Outputs, timings_part
+
+Completion = tuple[Any, int, Any]
+"""As `scheduling.core.Completion`."""
 
 
 class Inference(Request):
@@ -57,6 +60,61 @@ class Inference(Request):
         """Who passes the answer on."""
         self.ident = ident
         """The owner's number for it: a call, or an item of a stream."""
+
+    @classmethod
+    def many(
+        cls,
+        like: "Inference",
+        idents: Iterable[int],
+        inputs: Iterable[tuple[bytes]],
+        *,
+        owner: Any,
+        deadline: float,
+        tenant: str,
+        arrival: float,
+        level: Level = Level.ONLINE,
+    ) -> list[Self]:
+        """Requests that are like another one but for their ids and the data of their one input.
+
+        This takes half the time of a call of the class for each.
+
+        Args:
+            like: What depends on the message only is taken from it.
+            idents: Of each.
+            inputs: Of each.
+            owner: Of all, like the rest.
+            deadline: Absolute.
+            tenant: Who is calling.
+            arrival: When the message was taken.
+            level: Where they wait.
+        """
+        lane, rows, nbytes, priority, shapes = like.lane, like.rows, like.nbytes, like.priority, like.shapes
+        parameters, encoder, tail, report = like.parameters, like.encoder, like.tail, like.report
+        new, state = cls.__new__, State.NEW
+        made: list[Self] = []
+        for ident, its_inputs in zip(idents, inputs, strict=True):
+            request = new(cls)
+            request.lane = lane
+            request.rows = rows
+            request.nbytes = nbytes
+            request.deadline = deadline
+            request.inputs = its_inputs
+            request.arrival = arrival
+            request.tenant = tenant
+            request.priority = priority
+            request.level = level
+            request.shapes = shapes
+            request.parameters = parameters
+            request.state = state
+            request.scheduled = None
+            request.trace = None
+            request.encoder = encoder
+            request.tail = tail
+            request.report = report
+            request.owner = owner
+            request.ident = ident
+            made.append(request)
+        return made
 
     def response(self, outputs: Outputs, start: int, batch: Batch, clock: Callable[[], float]) -> bytes:
         """The serialized `PredictResponse`.

@@ -6,20 +6,18 @@ the dispatcher thread.
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from forebay_server.services.alike import Layout
 from forebay_server.services.complaints import Complaints
 from forebay_server.services.framing import AROUND, row_parts
+from forebay_server.services.pending import Completion
 from forebay_server.services.templates import Template
 from forebay_server.telemetry.tracing.tracer import Mark, Tracer
 from forebay_server.wire.port import Metadata
 
 if TYPE_CHECKING:
     from forebay_server.services.item import ItemInference
-
-Completion = tuple[Any, int, Any]
-"""As `scheduling.core.Completion`."""
 
 
 class Keeper(Protocol):

@@ -14,6 +14,7 @@ has to be looked at (BOOL, BYTES, models that refuse NaN) has no templates.
 Runs in the dispatcher thread. Bounded in number and size; anything that does not match takes the usual way.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -37,7 +38,7 @@ _ID_TAG = inference_pb2.PredictRequest(request_id="x").SerializeToString()[0]
 class Template:
     """A kind of message, and the request that one of them became."""
 
-    __slots__ = ("alike", "end", "example", "id_length", "model", "offset", "prefix", "served", "version")
+    __slots__ = ("alike", "end", "example", "id_length", "length", "model", "offset", "prefix", "served", "version")
 
     def __init__(
         self, prefix: bytes, size: int, message: inference_pb2.PredictRequest, served: Any, example: Any, *, plain: bool
@@ -48,6 +49,8 @@ class Template:
         self.end = self.offset + size
         """Where it ends, and the request id begins if there is one: a tag, its length, and its characters."""
         self.id_length = len(message.request_id)
+        self.length = self.end + (2 + self.id_length if self.id_length else 0)
+        """Of the whole message."""
         self.model = message.model
         self.version = message.version
         self.served = served
@@ -56,6 +59,14 @@ class Template:
         """The request, without its data."""
         self.alike = example if plain else None
         """What requests that follow it have in common if their responses differ in the data of one row only."""
+
+    def leading(self, bodies: Sequence[bytes]) -> int:
+        """How many of the first of some messages follow it."""
+        length, prefix, id_length = self.length, self.prefix, self.id_length
+        for number, body in enumerate(bodies):
+            if len(body) != length or not body.startswith(prefix) or (id_length and not _id_follows(body, self)):
+                return number
+        return len(bodies)
 
 
 class Templates:

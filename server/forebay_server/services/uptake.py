@@ -102,7 +102,9 @@ class Uptake:
         now = self._clock()
         timeout = layout.timeout
         deadline = intake.deadline(stream.deadline, now) if timeout is None else self._deadline(stream, timeout, now)
-        requests = ItemInference.many(template, ids, layout.data(body), stream=stream, deadline=deadline, arrival=now)
+        requests = ItemInference.following(
+            template, ids, layout.data(body), stream=stream, deadline=deadline, arrival=now
+        )
         self._mark(stream, requests)
         stream.last_items = count
         stream.last_bytes = len(body)

@@ -13,6 +13,8 @@ from forebay_server.telemetry.tallies import Tallies
 
 ABSORB_AT: Final = 512
 """Events that may wait to be added up."""
+ABSORB_JOBS_AT: Final = 32
+"""Of jobs: one of these may stand for a hundred jobs, and callers wait meanwhile."""
 
 
 class Source(Protocol):
@@ -50,6 +52,9 @@ class Feed:
         """Absorbs events if there are many. Cheap; once a turn."""
         if len(self._core.events) >= ABSORB_AT or len(self.events) >= ABSORB_AT or len(self.turns) >= ABSORB_AT:
             self.absorb()
+        for source in self._jobs:
+            if len(source) >= ABSORB_JOBS_AT:
+                jobs.absorb(source, self._tallies)
 
     def absorb(self) -> None:
         """Absorbs all events."""

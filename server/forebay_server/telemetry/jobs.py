@@ -30,16 +30,16 @@ def absorb(events: deque[jobs.Event], tallies: Tallies) -> None:
     while events:
         event = events.popleft()
         match event:
-            case (jobs.OPERATION, operation, outcome):
-                tallies.count(names.STORE_OPERATIONS, operation, outcome)
+            case (jobs.OPERATION, operation, outcome, many):
+                tallies.count(names.STORE_OPERATIONS, operation, outcome, by=many)
             case (jobs.GROUP, seconds):
                 tallies.durations(names.STORE_DURATION).record(seconds)
             case (jobs.CLAIMED, seconds):
-                tallies.count(names.CLAIMS, "taken")
-                tallies.durations(names.JOB_WAIT).record(seconds)
+                tallies.count(names.CLAIMS, "taken", by=len(seconds))
+                tallies.durations(names.JOB_WAIT).record_all(seconds)
             case (jobs.ENDED, state, seconds):
-                tallies.count(names.JOBS_ENDED, state)
-                tallies.durations(names.JOB_AGE, state).record(seconds)
+                tallies.count(names.JOBS_ENDED, state, by=len(seconds))
+                tallies.durations(names.JOB_AGE, state).record_all(seconds)
             case (jobs.SUBMITTED,):
                 tallies.count(names.JOBS_SUBMITTED)
             case (jobs.UNCLAIMED, outcome):

@@ -1,12 +1,13 @@
 """The dispatcher's loop, on a wire of the test's own: what it hands to whom, and that no fault stops the others."""
 
+import itertools
 import math
 import threading
 import time
 
 import pytest
 
-from forebay_server.app.dispatcher import Dispatcher, DispatcherEnded, endpoints_of
+from forebay_server.app.dispatcher import TIMED_WAIT, Dispatcher, DispatcherEnded, endpoints_of
 from forebay_server.services.service import Endpoint, Service
 from forebay_server.wire import port
 from forebay_server.wire.port import Figures, Method, MethodKind
@@ -73,7 +74,7 @@ class Runner:
 class Rig:
     """A dispatcher with two methods, and what came of them."""
 
-    def __init__(self, watchdog=5.0, timed=()):
+    def __init__(self, watchdog=5.0, timed=(), clock=time.monotonic):
         self.wire = Wire()
         self.runner = Runner()
         self.outbox = []
@@ -93,6 +94,7 @@ class Rig:
             held_bytes=self.held.append,
             turn_times=self.turn_times,
             on_fault=lambda: self.faults.append("fault"),
+            clock=clock,
         )
 
     def _endpoint(self, name):
@@ -245,6 +247,31 @@ class Alarm:
         if self.fault:
             raise ValueError("a fault")
         return self.due
+
+
+def test_parts_that_are_due_let_callers_go_first():
+    """While each turn brings something they wait, but not for longer than TIMED_WAIT; in a quiet turn they do not."""
+    brings = [True] * 9 + [False] * 2 + [True] * 4
+    ticked = []
+
+    class Part:
+        due = 0.0
+
+        def tick(self, now):
+            ticked.append(rig.dispatcher.turns)
+
+    # A turn takes four tenths of TIMED_WAIT: the clock is looked at four times in each.
+    rig = Rig(timed=[Part()], clock=itertools.count(0.0, TIMED_WAIT / 10).__next__)
+
+    def take(most, timeout):
+        turn = rig.dispatcher.turns
+        if turn == len(brings) - 1:
+            rig.dispatcher._stop()
+        return [(port.CALL, 1, 0, b"", math.inf, None, None)] if brings[turn] else []
+
+    rig.wire.take = take
+    rig.dispatcher._loop()
+    assert ticked == [1, 4, 7, 10, 11, 14]
 
 
 def test_parts_are_called_when_they_are_due():

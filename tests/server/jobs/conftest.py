@@ -33,6 +33,15 @@ class JobRequest(Request):
 
     __slots__ = ("run",)
 
+    together = True
+
+    @classmethod
+    def succeed_all(cls, done, outputs):
+        plain = [(request, row) for request, row, pieces in done if type(request) is cls and pieces is None]
+        data = [outputs.data(0, row, request.rows)[0] for request, row in plain]
+        plain[0][0].run.runner.succeeded_all([request.run for request, _ in plain], data, plain[0][0].lane.key[1])
+        return [each for each in done if type(each[0]) is not cls or each[2] is not None]
+
     def succeed(self, outputs, start, batch):
         data, _ = outputs.data(0, start, self.rows)
         self.run.succeeded(data, self.lane.key[1])
@@ -120,6 +129,8 @@ class Host:
         self.batches = []
         self.fail_decode = None
         self.answer_at_once = None
+        self.at_once = []
+        """How many were decoded at once, each time."""
         self.runner.add(
             self.key,
             ModelPolicy(**({"max_batch_size": batch, "best_batch_size": batch} | (policy or {}))),
@@ -171,6 +182,13 @@ class Host:
             request.run = run
             return request
         raise lane
+
+    def decode_all(self, runs, tenant, now):
+        if self.fail_decode is not None or self.answer_at_once is not None:
+            return []
+        alike = next((place for place, run in enumerate(runs) if len(run.payload) != len(runs[0].payload)), len(runs))
+        self.at_once.append(alike)
+        return [self.decode(run.payload, tenant, inf, now, run) for run in runs[:alike]]
 
     def turn(self):
         while self.posted:

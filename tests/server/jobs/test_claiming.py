@@ -38,11 +38,17 @@ def test_claims_are_not_made_for_a_few():
 
 
 @pytest.mark.parametrize(
-    ("jobs", "claims"), [(1, [1]), (128, [128]), (129, [64, 65]), (300, [100, 100, 100]), (2048, [128] * 16)]
+    ("jobs", "most", "claims"),
+    [(1, 128, [1]), (128, 128, [128]), (129, 128, [64, 65]), (300, 128, [100, 100, 100]), (2048, 256, [256] * 8)],
 )
-def test_large_amounts_are_several_claims(jobs, claims):
+def test_large_amounts_are_several_claims(jobs, most, claims):
     """Each about as large as the others, and none too large."""
-    assert module.pieces(jobs) == claims
+    assert module.pieces(jobs, most) == claims
+
+
+def test_claims_are_small_while_online_requests_come():
+    """What one brings is taken up in one go."""
+    assert module.most_at_once(online=True) * 4 <= module.most_at_once(online=False)
 
 
 def test_shares_go_by_the_weight_of_the_priority():

@@ -1,6 +1,7 @@
 """Jobs from submission to their end, with a memory store, the real scheduler and the synthetic engine."""
 
 import time
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -56,6 +57,48 @@ def test_jobs_share_batches(host):
     assert sum(sizes) == 40
     assert len(sizes) <= 20
     assert {claim.flow.tenant for claim in server.store.asked(Claim)} == {"t", "u"}
+
+
+def test_jobs_that_are_alike_go_together(host):
+    """Many are decoded at once, though some of a claim have deadlines or other shapes; each has its own outcome."""
+    server = host(serve=False, batch=16)
+    jobs = {}
+    for number in range(60):
+        values = [number, number] if number % 10 == 3 else [number]
+        expire_after = 30.0 if number % 10 == 7 else None
+        jobs[server.submit(payload(*values), expire_after=expire_after)] = payload(*values)
+    server.desk.serve("m")
+    found = {job: server.wait(job) for job in jobs}
+    assert {job: each.outcome for job, each in found.items()} == jobs
+    assert {(each.job.state, each.job.attempt) for each in found.values()} == {(JobState.SUCCEEDED, 1)}
+    assert len(server.decoded) == 60
+    assert max(server.at_once) > 2
+    server.until(lambda: server.desk.in_flight() == 0)
+    claimant = server.desk._runner._claimant
+    assert (claimant._in_flight, claimant._bytes, claimant._courses["m"].held) == (0, 0, 0)
+    assert (server.desk._runner._ends.nbytes, claimant._lives.current.held) == (0, 0)
+
+
+def test_those_of_many_that_find_no_room_come_back(host):
+    """The scheduler takes the first of them; the others are given back, without an attempt, and run later."""
+    server = host(serve=False, batch=2, policy={"max_queued_rows": 2}, engine="base_ms=5,worker=true")
+    jobs = server.submit_all(8)
+    server.desk.serve("m")
+    found = [server.wait(job) for job in jobs]
+    assert [(each.job.state, each.job.attempt) for each in found] == [(JobState.SUCCEEDED, 1)] * 8
+    assert server.store.asked(Release)
+    assert all(release.refund for release in server.store.asked(Release))
+    server.until(lambda: server.desk.in_flight() == 0)
+    assert server.desk._runner._claimant._bytes == 0
+
+
+def test_a_fault_of_decoding_many_costs_nobody_anything(host, monkeypatch):
+    """They are decoded one by one."""
+    server = host(serve=False)
+    jobs = server.submit_all(5)
+    monkeypatch.setattr(server, "decode_all", lambda *_: 1 / 0)
+    server.desk.serve("m")
+    assert [server.wait(job).job.state for job in jobs] == [JobState.SUCCEEDED] * 5
 
 
 def test_a_request_without_rows_is_answered_at_once(host):
@@ -270,7 +313,7 @@ def test_a_life_that_ended_drops_all_claims(host):
     server.until(lambda: server.decoded)
     name = server.decoded[0].owner.name
     server.store.inner.apply([Renew(name, 0.0)])
-    server.until(lambda: server.desk._runner._lives.current.name != name)
+    server.until(lambda: server.desk._runner._claimant._lives.current.name != name)
     server.engine.release()
     found = server.wait(job)
     assert (found.job.state, found.job.attempt, found.job.crashes) == (JobState.SUCCEEDED, 2, 1)
@@ -365,7 +408,7 @@ def test_a_lost_acknowledgement_is_made_up_for(host, kind):
     server = host(claim_s=1.0)
     if kind is Release:
         server.fail_decode = ModelLoading("soon")
-    server.until(lambda: server.desk._runner._lives.current.alive)
+    server.until(lambda: server.desk._runner._claimant._lives.current.alive)
     server.store.lose, server.store.lose_acknowledgement = kind, 1
     got = []
     submitted = server.job()
@@ -382,13 +425,37 @@ def test_a_claim_of_which_nobody_knows_is_given_up(host):
     """The answer to a claim was lost: that owner's life is ended, so that its jobs are taken over, and run."""
     server = host(serve=False)
     jobs = server.submit_all(3)
-    server.until(lambda: server.desk._runner._lives.current.alive)
+    server.until(lambda: server.desk._runner._claimant._lives.current.alive)
     server.store.lose, server.store.lose_acknowledgement = Claim, 1
     server.desk.serve("m")
     found = [server.wait(job) for job in jobs]
     assert [(each.job.state, each.job.attempt) for each in found] == [(JobState.SUCCEEDED, 2)] * 3
     owner = server.store.asked(Claim)[0].owner
     assert Renew(owner, 0.0) in server.store.asked(Renew)
+
+
+def test_a_store_that_comes_back_with_less_than_it_had_confirmed(host):
+    """A disk that failed has lost the end of a job: it is held by nobody who runs it, and so it runs again."""
+    server = host(claim_s=60.0)
+    earlier = []
+    apply = server.store.inner.apply
+
+    def keep(operations):
+        if any(isinstance(operation, Finish) for operation in operations):
+            earlier.append(deepcopy(server.store.inner))
+        return apply(operations)
+
+    server.store.inner.apply = keep
+    job = server.submit()
+    assert server.wait(job).job.state is JobState.SUCCEEDED
+    server.store.fault = StoreUnavailable("the disk has failed")
+    assert isinstance(server.submit(), StoreUnavailable)
+    del earlier[0].apply
+    server.store.inner = earlier[0]
+    assert server.store.inner.apply([Get(job.id, job.tenant)])[0].job.state is JobState.RUNNING
+    server.store.fault = None
+    found = server.wait(job)
+    assert (found.job.state, found.job.attempt, found.outcome) == (JobState.SUCCEEDED, 2, payload(1))
 
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
@@ -445,7 +512,7 @@ def test_the_prospect_counts_those_ahead(host):
     """Jobs of equal or better priority that came before; the wait is by the model's speed."""
     server = host(serve=False, seconds=0.008, batch=4)  # 2 ms per row
     server.desk.serve("m")
-    server.desk._runner._draining = True  # nothing is claimed
+    server.desk._runner._claimant.stop()
     low = [server.submit(priority=Priority.LOW) for _ in range(2)]
     high = [server.submit(priority=Priority.HIGH) for _ in range(3)]
     assert [server.desk.prospect(job)[0] for job in high] == [0, 1, 2]
@@ -582,8 +649,8 @@ def test_drain_gives_back_what_does_not_run(host):
 def test_close_ends_the_owners_life(host):
     """So that nobody has to wait until it runs out."""
     server = host(serve=False)
-    server.until(lambda: server.desk._runner._lives.current.alive)
-    name = server.desk._runner._lives.current.name
+    server.until(lambda: server.desk._runner._claimant._lives.current.alive)
+    name = server.desk._runner._claimant._lives.current.name
     server.desk.close()
     server.until(lambda: server.desk.in_flight() == 0)
     assert server.store.asked(Renew)[-1] == Renew(name, 0.0)

@@ -208,6 +208,65 @@ def test_what_can_be_repeated_is(rig):
     rig.until(lambda: rig.keeper.healthy)
 
 
+def ends(*names):
+    return [Finish(name, "o", 1, 3, b"", 1) for name in names]
+
+
+def test_many_operations_are_told_at_once(rig):
+    """In one group if they fit, with what else waits; each has its outcome, and counts as one."""
+    rig = rig(most=4)
+    rig.store.gate.clear()
+    rig.do(Get("first", "t"))
+    assert rig.store.entered.wait(5)
+    rig.keeper.do_all(ends("a", "b", "c"), lambda outcomes: rig.told.append(("abc", list(outcomes))))
+    rig.do(Get("d", "t"))
+    rig.keeper.do_all(ends("e", "f"), lambda outcomes: rig.told.append(("ef", list(outcomes))))
+    rig.keeper.do_all(ends(*"ghijk"), lambda outcomes: rig.told.append(("more than a group", list(outcomes))))
+    assert rig.keeper.on_their_way() == 12
+    rig.store.gate.set()
+    rig.until(lambda: len(rig.told) == 5)
+    assert rig.names() == [["first"], ["a", "b", "c", "d"], ["e", "f"], list("ghijk")]
+    assert rig.told == [
+        ("first", "first"),
+        ("abc", ["a", "b", "c"]),
+        ("d", "d"),
+        ("ef", ["e", "f"]),
+        ("more than a group", list("ghijk")),
+    ]
+    assert (rig.keeper.applied, rig.keeper.on_their_way()) == (12, 0)
+
+
+def test_the_culprit_among_many_alone_gets_the_error(rig):
+    """They are applied one by one; the store goes away in between: what it has done is not done again."""
+    rig = rig()
+    faults = {"b": [StoreFull("full", retry_after=1.0)], "d": [StoreUnavailable("gone")]}
+
+    def act(operations):
+        if len(operations) > 1:
+            raise StoreFull("full", retry_after=1.0)
+        if operations[0].id in faults and faults[operations[0].id]:
+            raise faults[operations[0].id].pop()
+
+    rig.store.act = act
+    rig.keeper.do_all(ends(*"abcde"), rig.told.append)
+    rig.until(lambda: rig.told)
+    (outcomes,) = rig.told
+    assert [type(outcome) for outcome in outcomes] == [str, StoreFull, str, str, str]
+    assert [name for names in rig.names() if len(names) == 1 for name in names if len(name) == 1] == list("abcdde")
+    assert rig.keeper.on_their_way() == 0
+    rig.until(lambda: rig.keeper.healthy)
+
+
+def test_many_that_nobody_serves_any_more_are_failed(rig):
+    """All of them, once."""
+    rig = rig()
+    assert rig.keeper.close(5.0)
+    rig.keeper.do_all(ends("a", "b"), rig.told.append)
+    rig.pump()
+    assert [[type(outcome) for outcome in outcomes] for outcomes in rig.told] == [[StoreUnavailable] * 2]
+    assert rig.keeper.on_their_way() == 0
+
+
 def test_a_claim_fails_at_once_and_recovery_is_told(rig):
     """Nobody knows whether it happened; that the store is back is told once, by a probe if nothing else is asked."""
     rig = rig()
@@ -321,7 +380,7 @@ def test_close_serves_what_is_queued_and_fails_what_comes_later(rig):
     with pytest.raises(StoreUnavailable):
         rig.keeper.ask(Backlog(), 5.0)
     assert rig.store.closed
-    assert rig.store.threads == {rig.keeper._thread}
+    assert rig.store.threads == {rig.keeper._thread.thread}
 
 
 def test_close_does_not_wait_for_a_store_that_is_away(rig):

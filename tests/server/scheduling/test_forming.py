@@ -370,25 +370,31 @@ def test_without_padding_no_job_rides_along(world, forever):
 
 
 def test_a_batch_of_jobs_is_small_while_online_requests_come(world, forever):
-    """Where rows gain little from company: who comes next waits for one row. After a second without, as ever."""
+    """Where rows gain little from company: who comes next waits for one row. After a while without, as ever."""
     w = world(base=0.0001, row=0.002)
-    jobs = [w.admit(level=Level.JOB, deadline=forever) for _ in range(20)]
-    batch = w.take()
-    assert requests_of(batch) == jobs[:8]
-    w.finish(batch, 0.016)
-    online = w.admit(now=0.016)
-    batch = w.take(0.016)
-    assert requests_of(batch) == [online]
-    w.finish(batch, 0.018)
-    batch = w.take(0.018)
-    assert requests_of(batch) == jobs[8:9]
-    w.finish(batch, 0.020)
-    assert requests_of(w.take(0.016 + RECENT)) == jobs[9:17]
+    jobs = [w.admit(level=Level.JOB, deadline=forever) for _ in range(30)]
+
+    def run(now):
+        batch = w.take(now)
+        w.finish(batch, now + 0.02)
+        return requests_of(batch)
+
+    assert run(0.0) == jobs[:8]
+    online = w.admit(now=1.0)
+    assert run(1.0) == [online]
+    assert run(1.1) == jobs[8:16]  # One request alone says nothing.
+    online = w.admit(now=1.2)
+    assert run(1.2) == [online]
+    assert run(1.3) == jobs[16:17]
+    assert run(1.0 + RECENT - 0.1) == jobs[17:18]
+    assert run(1.0 + RECENT) == jobs[18:26]
 
 
 def test_a_batch_of_jobs_stays_large_where_that_pays(world, forever):
     """Of 10 ms and 1 ms a row the full batch is the cheapest by far."""
     w = world()
+    w.admit()
+    w.run()
     jobs = [w.admit(level=Level.JOB, deadline=forever) for _ in range(8)]
     online = w.admit()
     assert w.run() == [[online], jobs]
@@ -397,6 +403,8 @@ def test_a_batch_of_jobs_stays_large_where_that_pays(world, forever):
 def test_a_large_job_runs_whole_beside_online_requests(world, forever):
     """It is not cut below the usual cap, and those behind it wait for the next batch."""
     w = world(base=0.0001, row=0.002)
+    w.admit()
+    w.run()
     online = w.admit()
     large = w.admit(5, level=Level.JOB, deadline=forever)
     small = w.admit(level=Level.JOB, deadline=forever)

@@ -5,6 +5,7 @@ import pytest
 from forebay_server.errors import EngineUnavailable, TenantQuota
 from forebay_server.scheduling.bisection import Died, NoMemory
 from forebay_server.scheduling.core import Pace
+from forebay_server.scheduling.forming import RECENT
 from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.scheduling.request import Level
@@ -42,6 +43,19 @@ def test_lanes_apart_are_bounded_with_the_others(world):
     other = w.core.apart(w.core.lane(KEY, w.lane().bucket, {"a": 1}))
     assert other is not apart
     assert other.parameters == {"a": 1}
+
+
+def test_online_requests_come_while_two_batches_of_them_are_recent(world, forever):
+    """One alone says nothing, and jobs do not count."""
+    w = world()
+    w.admit(level=Level.JOB, deadline=forever)
+    w.run()
+    for now, after in ((5.0, False), (6.0, True), (9.0, False), (9.5, True)):
+        w.admit(now=now)
+        w.finish(w.take(now), now)
+        assert w.core.online(now) is after
+    assert w.core.online(9.0 + RECENT - 1e-6)
+    assert not w.core.online(9.0 + RECENT)
 
 
 def test_pace_is_that_of_a_full_batch(world):

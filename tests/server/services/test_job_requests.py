@@ -12,12 +12,25 @@ from forebay_server.scheduling.request import Level, Priority
 from forebay_server.services.job_requests import JobDecoder
 
 
+class Runner:
+    """Who runs jobs."""
+
+    def succeeded_all(self, runs, responses, version):
+        for run, response in zip(runs, responses, strict=True):
+            run.at_once = True
+            run.succeeded(response, version)
+
+
 class Run:
     """A job that is to run."""
 
-    def __init__(self):
+    runner = Runner()
+    at_once = False
+
+    def __init__(self, message=None):
         self.version = 0
         self.outcomes = []
+        self.payload = b"" if message is None else message.SerializeToString()
 
     def succeeded(self, response, version):
         self.outcomes.append((inference_pb2.PredictResponse.FromString(response), version))
@@ -135,3 +148,61 @@ def test_what_can_not_be_run(decode, message, error):
     """The model may have changed since the job was submitted."""
     with pytest.raises(error):
         decode(message, Run())
+
+
+def learn(decode, message):
+    """Has messages like this one follow a template."""
+    for _ in range(2):
+        decode(message, Run())
+
+
+@pytest.mark.parametrize("name", ["", "id-0"])
+def test_jobs_that_are_alike_are_decoded_at_once(house, decode, request_for, name):
+    """Those at the beginning, up to one that is of another kind; each becomes what it becomes by itself."""
+    learn(decode, request_for([9, 9], request_id=name))
+    messages = [request_for([place, -place], request_id=name and f"id-{place}") for place in range(4)]
+    runs = [Run(message) for message in messages]
+    runs.insert(3, Run(request_for([1, 2, 3, 4])))
+
+    requests = JobDecoder(house.intake).decode_all(runs, "acme", house.clock.now)
+
+    assert [request.run for request in requests] == runs[:3]
+    for request, run in zip(requests, runs, strict=False):
+        alone = decode(run.payload, run)
+        names = ("lane", "rows", "nbytes", "deadline", "arrival", "tenant", "priority", "level", "shapes", "parameters")
+        for each in (*names, "report", "encoder", "tail", "state", "run"):
+            assert getattr(request, each) == getattr(alone, each), each
+        assert list(request.inputs) == list(alone.inputs)
+
+
+def test_jobs_of_no_known_kind_are_not_decoded_at_once(house, decode, request_for):
+    """Whoever asks does it one by one, and finds out what is wrong with them."""
+    runs = [Run(request_for([1, 2])), Run(request_for([3, 4]))]
+    assert not JobDecoder(house.intake).decode_all(runs, "acme", house.clock.now)
+    learn(decode, request_for([1, 2]))
+    house.catalogue.models.clear()
+    assert not JobDecoder(house.intake).decode_all(runs, "acme", house.clock.now)
+
+
+@pytest.mark.parametrize("name", ["", "id-0"])
+def test_jobs_of_a_batch_get_their_responses_at_once(house, decode, request_for, name):
+    """The same bytes that each gets by itself. One that wants timings, has several rows or is a call is left."""
+    for _ in range(2):
+        house.predict(1, request_for([9, 9]))
+    learn(decode, request_for([9, 9], request_id=name))
+    plain = [request_for([place, -place], request_id=name and f"id-{place}") for place in range(3)]
+    alone = [Run() for _ in plain]
+    for run, message in zip(alone, plain, strict=True):
+        house.scheduler.run(decode(message, run))  # also makes known what the responses look like
+    special = request_for([7, 7], request_id="t", report_timings=True)
+    runs = [Run() for _ in range(4)]
+    requests = [decode(message, run) for message, run in zip([*plain, special], runs, strict=True)]
+    house.scheduler.run_together(*requests)
+
+    assert [run.at_once for run in runs] == [True, True, True, False]
+    for place, (run, one) in enumerate(zip(runs, alone, strict=False)):
+        ((together, version),), ((by_itself, _),) = run.outcomes, one.outcomes
+        data = np.frombuffer(by_itself.outputs[0].data, "<f4") + place
+        by_itself.outputs[0].data = data.tobytes()
+        assert (together, version) == (by_itself, 7)
+    assert runs[3].outcomes[0][0].timings.batch_rows == 4

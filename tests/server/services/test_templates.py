@@ -33,6 +33,21 @@ def test_second_message_of_a_kind_makes_a_template(house, request_for):
     assert {**told(third), "inputs": None} == {**told(again), "inputs": None}
 
 
+def test_many_messages_follow_a_template_up_to_the_first_that_does_not(house, request_for):
+    """Another length, another beginning, an id of another length or that is no ASCII: there it ends."""
+    for call in range(2):
+        house.predict(call, request_for([call, call], request_id="id-1"))
+    bodies = [request_for([1, place], request_id=f"id-{place}").SerializeToString() for place in range(3)]
+    template = house.intake.match(bodies[0])
+    others = [request_for([1, 2, 3, 4], request_id="id-3"), request_for([1, 2], request_id="id-33")]
+    others += [request_for([1, 2], request_id="äb-"), request_for([1, 2], model="doubls", request_id="id-3")]
+
+    assert template.leading(bodies) == 3
+    assert template.leading([]) == 0
+    for other in others:
+        assert template.leading([*bodies[:2], other.SerializeToString(), bodies[2]]) == 2
+
+
 def test_request_ids_are_echoed(house, request_for):
     """Ids of one length share a template; each is echoed as it was sent."""
     ids = ["id-1", "id-2", "id-3", "id-4", "longer-id", "longer-ie", "longer-if", "äb-4"]

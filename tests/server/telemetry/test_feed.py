@@ -89,3 +89,17 @@ def test_jobs_are_heard_of_when_somebody_listens(house):
     assert counts["forebay.store.duration"].buckets[-1] == 1
     assert not first
     assert not second
+
+
+def test_events_of_jobs_are_added_up_a_few_at_a_time(house):
+    """However little else happens: one of them may stand for many jobs."""
+    source = jobs.new_events()
+    house.feed.listen(source)
+    source.extend([(jobs.CLAIMED, [0.5] * 3)] * (feed.ABSORB_JOBS_AT - 1))
+    house.feed.flush()
+    assert len(source) == feed.ABSORB_JOBS_AT - 1
+    source.append((jobs.CLAIMED, [0.5]))
+    house.feed.flush()
+
+    assert not source
+    assert house.tallies.durations(names.JOB_WAIT).count == 3 * (feed.ABSORB_JOBS_AT - 1) + 1
