@@ -199,7 +199,9 @@ def test_the_generator_counts_what_a_server_answers(tmp_path):
                 text=True,
                 check=True,
             )
-            told = json.loads(finished.stdout)
+            said, counted = finished.stdout.splitlines()
+            assert said == "warming up"
+            told = json.loads(counted)
             assert told["answered"] > 0
             assert (bool(told["wrong"]), told["ended"]) == (some, "")
     finally:
