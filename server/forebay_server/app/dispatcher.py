@@ -68,6 +68,7 @@ class Dispatcher:
         endpoints: Sequence[Endpoint],
         outbox: Outbox,
         flushes: Sequence[Callable[[], None]],
+        afterwards: Callable[[], None] = lambda: None,
         timed: Sequence[Timed] = (),
         watchdog: float | None,
         held_bytes: Callable[[int], None],
@@ -83,11 +84,12 @@ class Dispatcher:
             endpoints: In the order of the wire's methods.
             outbox: The list into which services put their answers.
             flushes: Called at the end of each turn, before the outbox is sent (streams put results together there).
+            afterwards: Called after it is sent: what no caller should wait for.
             timed: Called in each turn in which they are due, after the events; no turn waits for longer. In turns in
                 which something has come they wait, for TIMED_WAIT at most.
             watchdog: Seconds for which it may stand still beyond what its batches may take; None: for ever.
             held_bytes: Told, every LOOK_EVERY seconds, what the front end holds.
-            turn_times: Where to put how long each turn took, in seconds; emptied by one of `flushes`.
+            turn_times: Where to put how long each turn took, in seconds; emptied by `afterwards`.
             on_fault: Called by the thread if a fault ends it: nothing is answered any more.
             clock: Monotonic seconds.
         """
@@ -97,6 +99,7 @@ class Dispatcher:
         self._endpoints = endpoints
         self._outbox = outbox
         self._flushes = tuple(flushes)
+        self._afterwards = afterwards
         self._timed = tuple(timed)
         self._watchdog = watchdog
         self._resting = False
@@ -184,7 +187,8 @@ class Dispatcher:
 
     def _loop(self) -> None:
         wire, outbox, clock = self._wire, self._outbox, self._clock
-        take, answer, turn, flushes = wire.take, wire.answer, self._runner.turn, self._flushes
+        take, answer, turn = wire.take, wire.answer, self._runner.turn
+        flushes, afterwards = self._flushes, self._afterwards
         handlers = self._handlers()
         on_full = tuple({endpoint.on_full for endpoint in self._endpoints})
         turn_times = self._turn_times
@@ -216,6 +220,7 @@ class Dispatcher:
                 for call in full:
                     for tell in on_full:  # each knows its own calls
                         tell(call)
+            afterwards()
             turn_times.append(clock() - now)
 
     def _gather(self, now: float) -> None:

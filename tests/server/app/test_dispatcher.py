@@ -81,6 +81,8 @@ class Rig:
         self.seen = []
         self.held = []
         self.turn_times = []
+        self.flushed = []
+        """When each part was told of the end of a turn, and how many had been answered by then."""
         self.faults = []
         endpoints = endpoints_of([Service(name="s", endpoints=[self._endpoint("a"), self._endpoint("b")])])
         self.dispatcher = Dispatcher(
@@ -88,7 +90,8 @@ class Rig:
             runner=self.runner,
             endpoints=endpoints,
             outbox=self.outbox,
-            flushes=[lambda: None],
+            flushes=[lambda: self.flushed.append(("before", len(self.wire.answered)))],
+            afterwards=lambda: self.flushed.append(("after", len(self.wire.answered))),
             timed=timed,
             watchdog=watchdog,
             held_bytes=self.held.append,
@@ -152,6 +155,14 @@ def test_a_fault_of_one_event_fails_that_call_only(rig):
     assert (kind, call, failure.code) == (port.FAIL, 1, 13)
     assert "secret" not in repr(failure)
     assert answer == (port.RESPOND, 2, b"ok")
+
+
+def test_nobody_waits_for_what_may_come_after_the_answers(rig):
+    """`flushes` run before a turn's answers are sent, and `afterwards` after that."""
+    rig.send((port.CALL, 1, 0, b""))
+    assert set(rig.flushed) <= {("before", 0), ("after", 0), ("after", 1), ("before", 1)}
+    first = rig.flushed.index(("after", 1))
+    assert rig.flushed[first - 1] == ("before", 0)
 
 
 def test_full_streams_are_told_to_all(rig):
