@@ -205,6 +205,7 @@ class Server:
                 exposures=self._exposures,
                 refusals=refusals(max_receive_bytes=limits.max_receive_bytes, max_send_bytes=limits.max_send_bytes),
                 limits=limits,
+                busy_poll=self._config.server.busy_poll_s,
             ),
         )
 

@@ -69,6 +69,9 @@ class ServerConfig(Section, frozen=True):
     """Time for accepted requests to finish at shutdown."""
     watchdog_s: NonNegativeNumber = 10.0
     """The process ends if its dispatcher stands still for this long beyond what the batch may take; 0: never."""
+    busy_poll_s: Annotated[float, Meta(ge=0.0, le=0.01)] = 0.0002
+    """Under load, the scheduler looks out for the next request for this long before its core may sleep: a lower latency
+    for time of a core that would have been idle. 0: it sleeps at once. Of the native front end."""
     certificates_s: NonNegativeNumber = 60.0
     """Time between looks at the files of TLS, which are read again if they have changed; 0: only after SIGHUP."""
     cache_dir: str = ""

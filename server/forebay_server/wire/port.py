@@ -204,6 +204,8 @@ class WireConfig:
     exposures: Sequence[Exposure]
     refusals: Refusals
     limits: Limits = field(default_factory=Limits)
+    busy_poll: float = 0.0
+    """Seconds for which `take` may look out for events before it sleeps, while they come as fast as that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,6 +87,7 @@ struct PyConfig<'py> {
     exposures: Vec<PyExposure>,
     refusals: PyRefusals<'py>,
     limits: Limits,
+    busy_poll: f64,
 }
 
 /// A place to listen.
@@ -128,6 +129,8 @@ pub struct Settings {
     pub refusals: Refusals,
     /// What to keep.
     pub limits: Limits,
+    /// Seconds for which the taker may look out for events before it sleeps.
+    pub busy_poll: f64,
 }
 
 impl Settings {
@@ -180,6 +183,7 @@ impl Settings {
                 ),
             },
             limits: config.limits,
+            busy_poll: config.busy_poll,
         })
     }
 }

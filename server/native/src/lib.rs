@@ -16,6 +16,7 @@ pub mod guard;
 pub mod handover;
 pub mod headers;
 pub mod listen;
+pub mod lookout;
 pub mod os;
 pub mod outbox;
 pub mod peer;

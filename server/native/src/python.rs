@@ -55,13 +55,14 @@ impl Server {
     #[new]
     fn new(config: &Bound<'_, PyAny>, peer: Py<PyAny>) -> PyResult<Self> {
         let clock = Clock::new(config.py().import("time")?.call_method0("monotonic")?.extract()?);
+        let settings = Settings::read(config)?;
         Ok(Self {
             joint: Arc::new(Joint {
-                events: Arc::new(Events::default()),
+                events: Arc::new(Events::new(duration(settings.busy_poll))),
                 actions: Arc::new(Actions::default()),
                 levels: Arc::new(Levels::default()),
                 figures: Arc::new(Figures::default()),
-                settings: Arc::new(Settings::read(config)?),
+                settings: Arc::new(settings),
                 gathering: Arc::new(Gathering::new(clock)),
                 clock,
             }),

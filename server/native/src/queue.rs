@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use crate::framing::Payload;
 use crate::headers::Metadata;
+use crate::lookout::Lookout;
 use crate::peer::Peer;
 use crate::status::Status;
 
@@ -69,10 +70,11 @@ impl Event {
 }
 
 /// Events on their way to the taker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Events {
     state: Mutex<EventState>,
     arrived: Condvar,
+    lookout: Lookout,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +85,16 @@ struct EventState {
 }
 
 impl Events {
+    /// None yet. Before it sleeps, their taker looks out for them for at most so long.
+    #[must_use]
+    pub fn new(busy_poll: Duration) -> Self {
+        Self {
+            state: Mutex::default(),
+            arrived: Condvar::new(),
+            lookout: Lookout::new(busy_poll),
+        }
+    }
+
     /// Hands over a batch, in order.
     pub fn extend(&self, batch: &mut Vec<Event>) {
         let mut state = lock(&self.state);
@@ -101,7 +113,13 @@ impl Events {
     pub fn take(&self, most: usize, timeout: Duration) -> VecDeque<Event> {
         let mut state = lock(&self.state);
         if state.events.is_empty() && !state.woken && !timeout.is_zero() {
-            let end = Instant::now() + timeout;
+            let begin = Instant::now();
+            let end = begin + timeout;
+            if self.lookout.pays() {
+                drop(state);
+                self.lookout.look(end);
+                state = lock(&self.state);
+            }
             state.waiting = true;
             while state.events.is_empty() && !state.woken {
                 let left = end.saturating_duration_since(Instant::now());
@@ -115,8 +133,10 @@ impl Events {
                     .0;
             }
             state.waiting = false;
+            self.lookout.learn(begin.elapsed(), !state.events.is_empty());
         }
         state.woken = false;
+        self.lookout.set(state.events.len() > most);
         if state.events.len() <= most {
             return mem::take(&mut state.events);
         }
@@ -126,6 +146,7 @@ impl Events {
     fn rouse(&self, mut state: MutexGuard<'_, EventState>) {
         // Only the first of several wake-ups needs a system call.
         let waiting = mem::take(&mut state.waiting);
+        self.lookout.set(true);
         drop(state);
         if waiting {
             self.arrived.notify_one();
@@ -247,7 +268,7 @@ mod tests {
 
     #[test]
     fn take_gives_out_at_most_so_many_in_order() {
-        let events = Events::default();
+        let events = Events::new(Duration::ZERO);
         events.extend(&mut vec![event(1), event(2), event(3)]);
         assert_eq!(calls(&events.take(2, Duration::ZERO)), [1, 2]);
         assert_eq!(calls(&events.take(2, Duration::ZERO)), [3]);
@@ -256,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_wake_up_before_take_ends_it_once() {
-        let events = Events::default();
+        let events = Events::new(Duration::ZERO);
         events.wake();
         events.wake();
         let begin = Instant::now();
@@ -267,12 +288,26 @@ mod tests {
 
     #[test]
     fn a_waiting_take_sees_what_another_thread_hands_over() {
-        let events = Arc::new(Events::default());
+        let events = Arc::new(Events::new(Duration::ZERO));
         let giver = {
             let events = Arc::clone(&events);
             std::thread::spawn(move || events.extend(&mut vec![event(7)]))
         };
         assert_eq!(calls(&events.take(8, Duration::from_secs(10))), [7]);
         assert!(giver.join().is_ok());
+    }
+
+    #[test]
+    fn a_taker_that_looks_out_sees_all_in_order() {
+        const MANY: u64 = 10_000;
+        let events = Events::new(Duration::from_micros(200));
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..MANY).for_each(|call| events.extend(&mut vec![event(call)])));
+            let mut seen = Vec::new();
+            while seen.len() < MANY as usize {
+                seen.extend(calls(&events.take(3, Duration::from_secs(10))));
+            }
+            assert!(seen.into_iter().eq(0..MANY));
+        });
     }
 }
