@@ -390,7 +390,3 @@ def _corner(
         if source >= 0:
             slices[lead + position] = slice(0, shapes[source][dimension])
     return tuple(slices)
-
-
-join = BatchOutputs.join
-"""As `BatchOutputs.join`."""
