@@ -202,8 +202,8 @@ class Core:
     def _no_model(self, key: ModelKey) -> ForebayError:
         name, version = key
         if any(other == name for other, _ in self._books.models):
-            return VersionNotFound(f"model {name!r} has no version {version}")
-        return ModelNotFound(f"there is no model {name!r}")
+            return VersionNotFound(f"the model {name!r} has no version {version}")
+        return ModelNotFound(f"no model is called {name!r}")
 
     # --- Requests -------------------------------------------------------------------------------------------------
 
