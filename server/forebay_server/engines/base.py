@@ -96,7 +96,7 @@ class Engine(Protocol):
     """One loaded model."""
 
     name: str
-    """As in the entry point: `onnxruntime`, `python`, `synthetic`, `torch`."""
+    """As in the entry point: `onnxruntime`, `python`, `synthetic`, `tensorrt`, `torch`."""
 
     version: str
     """Of the library behind it; part of the key under which measured costs are kept."""

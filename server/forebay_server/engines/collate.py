@@ -299,8 +299,9 @@ class BatchOutputs:
         return array.tobytes(), array.shape
 
     def small(self, index: int) -> tuple[bytes, int, tuple[int, ...]] | None:
-        """An output of which requests that are not padded get slices: its bytes, and the bytes and the shape of a row.
+        """An output of which requests that are not padded get slices.
 
+        Its bytes, the bytes in a row, and the shape of a batch of one row.
         None if it is large, or its rows can't be told apart by their size.
         """
         small = self._small[index] or self._prepare(index)
