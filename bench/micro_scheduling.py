@@ -11,9 +11,9 @@ import gc
 from statistics import median
 from time import perf_counter
 
-from forebay_server.scheduling.bisection import Succeeded
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Succeeded
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy
 from forebay_server.scheduling.queue import Lane
 from forebay_server.scheduling.request import Request

@@ -11,9 +11,9 @@ from itertools import count
 import pytest
 
 from forebay_server.scheduling import slots
-from forebay_server.scheduling.bisection import Succeeded
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Succeeded
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy
 from forebay_server.scheduling.request import Request
 

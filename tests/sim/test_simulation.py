@@ -12,9 +12,9 @@ from math import inf
 import pytest
 
 from forebay_server.errors import Internal
-from forebay_server.scheduling.bisection import Faulted, NoMemory, Succeeded
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Faulted, NoMemory, Succeeded
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.scheduling.queue import HORIZON
 from forebay_server.scheduling.request import Level, Priority, Request, State

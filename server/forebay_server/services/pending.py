@@ -11,7 +11,7 @@ from forebay_server.scheduling.request import Batch, Level, Request, State
 from forebay_server.services.codec import Encoder, Outputs, timings_part
 
 Completion = tuple[Any, int, Any]
-"""As `scheduling.core.Completion`."""
+"""As `scheduling.completing.Completion`."""
 
 
 class Inference(Request):
