@@ -20,13 +20,11 @@ from forebay_server.tensors import (
     FREE,
     NUMPY_DTYPES,
     Array,
+    Bucket,
     DataType,
     ModelSpec,
     encode_bytes_elements,
 )
-
-Bucket = tuple[tuple[int, ...], ...]
-"""The shape of one row of each input; of a model that is not batched, the whole shapes."""
 
 SMALL: Final = 65_536
 """Bytes. An output up to this size is turned into bytes once per batch, and requests get slices of these."""
