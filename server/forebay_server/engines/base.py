@@ -206,6 +206,10 @@ class RejectInput(Exception):
         self.rows = rows
 
 
+class OutputMismatch(Exception):
+    """A model returned something else than its specification promises. A fault of the model, not of the input."""
+
+
 class OutOfMemory(Exception):
     """The device has no memory for a batch of this size now."""
 
