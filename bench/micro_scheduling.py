@@ -71,7 +71,7 @@ def measure(waiting: int, flows: int, requests: int) -> tuple[float, float, floa
             batches += batch.rows
         for column, value, count in zip(times, spent, (size, batches, batches), strict=True):
             column.append(value / count * 1e9)
-        core.events = []
+        core.events.clear()
     return median(times[0]), median(times[1]), median(times[2])
 
 

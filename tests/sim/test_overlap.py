@@ -52,7 +52,7 @@ def run(load, depth, seconds=8.0):
             for step, (base, row) in enumerate(STEPS):
                 at = free[step] = max(at, free[step]) + base + row * batch.padded_rows
             heapq.heappush(agenda, (at, next(serial), batch))
-        core.events = []
+        core.events.clear()
     return len(times) / now, sorted(times)[len(times) // 2]
 
 

@@ -112,7 +112,7 @@ class Simulation:
             assert call.poison or error.reason != "INTERNAL"
             call.ends += 1
         self.core.failures = []
-        self.core.events = []
+        self.core.events.clear()
 
     def begin(self, number, batch):
         assert batch.rows <= batch.padded_rows <= 32

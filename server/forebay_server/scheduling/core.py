@@ -293,12 +293,8 @@ class Core:
 
     @property
     def events(self) -> list[Event]:
-        """What telemetry takes over, by setting a new list."""
+        """What has happened, oldest first; always the same list, which whoever adds it up clears."""
         return self._books.events
-
-    @events.setter
-    def events(self, events: list[Event]) -> None:
-        self._books.events = events
 
     @property
     def failures(self) -> list[tuple[Request, ForebayError]]:
