@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from forebay_server.cli import guard, root
+from tests.waiting import eventually
 
 
 def run(*arguments, **environment):
@@ -85,9 +85,7 @@ def test_control_c_is_quiet(server, tmp_path):
     with subprocess.Popen(
         [sys.executable, "-m", "forebay_server", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        end = time.monotonic() + 30
-        while len(server.log.requests) < 2 and time.monotonic() < end:
-            time.sleep(0.01)
+        eventually(lambda: len(server.log.requests) >= 2, "the command calls", 30)
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=30)
 
