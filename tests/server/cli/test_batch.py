@@ -222,7 +222,7 @@ def test_a_server_that_stays_away_is_told_with_what_to_do(send, server, monkeypa
     """And nothing is lost."""
     monkeypatch.setattr("forebay_client._retries.OUTAGE", 0.3)
     monkeypatch.setattr("forebay_server.cli.chunks.OUTAGE", 0.3)
-    monkeypatch.setattr("forebay_server.cli.chunks.SUBMIT_DEADLINE", 0.3)
+    monkeypatch.setattr("forebay_server.cli.chunks.SUBMIT_DEADLINE", 3.0)
     np.save("x.npy", numbered(4))
     if via == "jobs":
         server.jobs.refusals = [UNAVAILABLE] * 1000
