@@ -11,9 +11,9 @@ import gc
 from statistics import median
 from time import perf_counter
 
-from forebay_server.scheduling.bisection import Succeeded
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Succeeded
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy
 from forebay_server.scheduling.queue import Lane
 from forebay_server.scheduling.request import Request
@@ -71,7 +71,7 @@ def measure(waiting: int, flows: int, requests: int) -> tuple[float, float, floa
             batches += batch.rows
         for column, value, count in zip(times, spent, (size, batches, batches), strict=True):
             column.append(value / count * 1e9)
-        core.events = []
+        core.events.clear()
     return median(times[0]), median(times[1]), median(times[2])
 
 

@@ -55,7 +55,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="run nothing: join gpu-check.json of several runs on one machine, of a part the last that was executed",
     )
-    parser.add_argument("--publish", action="store_true", help="write the report to docs/ and its table to README.md")
+    parser.add_argument("--publish", action="store_true", help="write the report to docs/ and its sum to README.md")
     chosen = parser.parse_args(arguments)
     chosen.part = [name.strip() for name in chosen.part.split(",") if name.strip()] or list(PARTS)
     if unknown := [name for name in chosen.part if name not in PARTS]:

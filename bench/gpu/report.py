@@ -1,5 +1,6 @@
-"""From outcomes to the report: JSON, a page, and the table of the README. Standard library only."""
+"""From outcomes to the report: JSON, a page, and the README's sentence about it. Standard library only."""
 
+import collections
 import dataclasses
 import json
 import re
@@ -95,7 +96,7 @@ def joined(files: Sequence[Path]) -> Report:
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
-    """A line for each part: the one that the README repeats."""
+    """A line for each part."""
     lines = ["| part | what it looks at | result |", "|---|---|---|"]
     for outcome in outcomes:
         because = f": {_cell(outcome.reason)}" if outcome.reason else ""
@@ -104,10 +105,14 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def readme(text: str, report: Report) -> str:
-    """The README with the newest table between its marks."""
-    said = f"`make gpu-check`, {report.date}. {here.sentence(report.machine)}"
-    lines = [_BEGIN, said, "", *table(report.outcomes), _END]
-    return re.sub(f"{_BEGIN}.*{_END}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
+    """The README with what the newest report comes to between its marks."""
+    counts = collections.Counter(outcome.state for outcome in report.outcomes)
+    gpus = " and ".join(gpu["name"] for gpu in report.machine["gpus"]) or "no GPU"
+    said = (
+        f"{report.date}, {gpus}: of {len(report.outcomes)} parts {counts[PASSED]} passed, "
+        f"{counts[FAILED]} failed and {counts[NOT_EXECUTED]} were not executed ([the report](docs/gpu-check.md))."
+    )
+    return re.sub(f"{_BEGIN}.*{_END}", lambda _: f"{_BEGIN}\n{said}\n{_END}", text, flags=re.DOTALL)
 
 
 def write(folder: Path, report: Report) -> Path:

@@ -18,6 +18,9 @@ Array = npt.NDArray[np.generic]
 FREE = -1
 """A dimension of a specification that accepts any length."""
 
+Bucket = tuple[tuple[int, ...], ...]
+"""The shape of one row of each input, such as `((64,),)`; of a model that is not batched, the whole shapes."""
+
 MAX_RANK = 8
 MAX_DIMENSION = 2**31 - 1
 
@@ -57,6 +60,8 @@ NUMPY_DTYPES: dict[DataType, np.dtype[np.generic]] = {
     DataType.FP64: np.dtype("<f8"),
     DataType.BYTES: np.dtype(np.object_),
 }
+
+FLOATS = frozenset({DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64})
 
 ITEM_SIZES: dict[int, int] = {
     int(data_type): dtype.itemsize for data_type, dtype in NUMPY_DTYPES.items() if data_type is not DataType.BYTES

@@ -72,7 +72,7 @@ def test_the_report_says_where_and_when(checked):
 
 
 def test_the_readme_repeats_the_last_report_and_nothing_better():
-    """The table between its marks is that of docs/gpu-check.json, word for word."""
+    """What stands between its marks is what docs/gpu-check.json comes to, word for word."""
     last = report.read(ROOT / "docs" / "gpu-check.json")
     page = (ROOT / "README.md").read_text()
     assert report.readme(page, last) == page

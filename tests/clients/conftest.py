@@ -1,6 +1,5 @@
 """What the clients' tests use: a small real server (`service`) and the surfaces of both clients (`surfaces`)."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,19 +51,6 @@ def outcomes() -> Any:
                 return found, error
 
     return read
-
-
-@pytest.fixture
-def until() -> Any:
-    """Waits until something is so, for things that another thread does."""
-
-    def wait(condition: Any, seconds: float = 10.0) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, "did not happen"
-            time.sleep(0.005)
-
-    return wait
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import forebay_client
 from forebay.v1 import inference_pb2, inference_service_pb2_grpc
 from forebay_client import Retry
 from forebay_client.testing import FakeServer
+from tests.waiting import eventually
 
 ROW = {"x": [[1.0]]}
 SETTINGS = bytes.fromhex("000000040000000000")  # an empty SETTINGS frame, with which an HTTP/2 server begins
@@ -355,10 +356,6 @@ def test_failures_leave_nothing_behind(surface):
         for _ in range(5):
             fail()
         gc.collect()
-        end = time.monotonic() + 10
-        while process.num_fds() > before + 3 and time.monotonic() < end:
-            time.sleep(0.05)
-
-        assert process.num_fds() <= before + 3
+        eventually(lambda: process.num_fds() <= before + 3, "its descriptors are closed")
         alive.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "forebay-stream"]

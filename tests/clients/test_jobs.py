@@ -208,7 +208,7 @@ def test_an_unknown_job_is_not_found(client):
             ask("0" * 32)
 
 
-def test_watching_tells_each_change(client, server, until):
+def test_watching_tells_each_change(client, server):
     """Now, at each change, and no more after the end."""
     job = client.submit("slow", {"x": ROW})
     states = []

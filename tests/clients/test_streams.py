@@ -11,6 +11,7 @@ import pytest
 
 import forebay_client
 from forebay_client import Prediction
+from tests.waiting import eventually
 
 
 def row(value):
@@ -110,7 +111,7 @@ def test_an_unreadable_result_fails_alone(client):
     assert outcome.index == 0
 
 
-def test_the_source_is_never_read_beyond_the_window(client, server, until):
+def test_the_source_is_never_read_beyond_the_window(client, server):
     """Taken and not yet given out: at most the window, whether or not the server has answered."""
     taken = []
 
@@ -120,16 +121,16 @@ def test_the_source_is_never_read_beyond_the_window(client, server, until):
             yield row(value)
 
     stream = client.stream("double", source(), window=8)
-    until(lambda: len(taken) == 8)
-    until(lambda: sum(len(message.items) for message in server.log.messages) == 8)
+    eventually(lambda: len(taken) == 8)
+    eventually(lambda: sum(len(message.items) for message in server.log.messages) == 8)
     for count in range(1, 93):
         next(stream)
         assert len(taken) <= 8 + count
-    until(lambda: len(taken) == 100)
+    eventually(lambda: len(taken) == 100)
     assert len(list(stream)) == 8
 
 
-def test_large_items_close_the_window_by_their_bytes(client, server, until):
+def test_large_items_close_the_window_by_their_bytes(client, server):
     """Of items of 600 KB, 2 MB hold three and one that goes beyond; each result given out makes room for one."""
     server.log.script = "wait"
     taken = []
@@ -140,12 +141,12 @@ def test_large_items_close_the_window_by_their_bytes(client, server, until):
             yield {"x": np.full((75_000, 2), value, np.float32)}
 
     stream = client.stream("double", source(), window_bytes=2_000_000)
-    until(lambda: len(server.log.messages) == 1 and len(taken) == 4)
+    eventually(lambda: len(server.log.messages) == 1 and len(taken) == 4)
     server.log.proceed.set()
     for count in range(1, 9):
         assert next(stream)["y"][0, 0] == 2.0 * (count - 1)
         assert len(taken) <= 4 + count
-    until(lambda: len(taken) == 12)
+    eventually(lambda: len(taken) == 12)
     assert len(list(stream)) == 4
 
 
@@ -181,7 +182,7 @@ def test_a_slow_source_is_not_held_up_for_company(client):
     assert results == [0, 2, 4, 6, 8]
 
 
-def test_leaving_early_cancels_the_stream(client, server, until):
+def test_leaving_early_cancels_the_stream(client, server):
     """`close` ends the call at the server and the reading of the source."""
     server.log.script = "wait"
     taken = []
@@ -192,12 +193,12 @@ def test_leaving_early_cancels_the_stream(client, server, until):
             yield row(1)
 
     stream = client.stream("double", source(), window=4)
-    until(lambda: len(taken) == 4)
+    eventually(lambda: len(taken) == 4)
     assert server.log.received.acquire(timeout=10)
     stream.close()
     server.log.proceed.set()
     assert server.log.stream_ended.wait(10)
-    until(puller_is_gone)
+    eventually(puller_is_gone)
     assert len(taken) == 4
     with pytest.raises(StopIteration):
         next(stream)
@@ -323,12 +324,12 @@ def test_closing_the_client_ends_its_streams(surface, server, outcomes):
     assert [forebay_client.Cancelled] * 3 == [type(outcome) for outcome in found]
 
 
-def test_closing_the_client_ends_its_calls(surface, server, until):
+def test_closing_the_client_ends_its_calls(surface, server):
     """They are cancelled, and not made again."""
     client = surface(server.address)
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(client.predict, "slow", row(1))
-        until(lambda: server.log.requests)
+        eventually(lambda: server.log.requests)
         if isinstance(client.client, forebay_client.Client):
             client.close()
         else:
@@ -341,7 +342,7 @@ def test_closing_the_client_ends_its_calls(surface, server, until):
     assert len(server.log.requests) == 1
 
 
-def test_an_iterator_that_is_dropped_cancels_its_stream(server, until):
+def test_an_iterator_that_is_dropped_cancels_its_stream(server):
     """A `break` in a loop leaves nothing behind."""
     with forebay_client.Client(server.address) as client:
         for result in client.stream("double", (row(1) for _ in iter(int, 1))):
@@ -350,10 +351,10 @@ def test_an_iterator_that_is_dropped_cancels_its_stream(server, until):
         del result
         gc.collect()
         assert server.log.stream_ended.wait(10)
-        until(puller_is_gone)
+        eventually(puller_is_gone)
 
 
-def test_a_stream_is_a_context_manager(server, until):
+def test_a_stream_is_a_context_manager(server):
     """Leaving the block closes it."""
     with (
         forebay_client.Client(server.address) as client,
@@ -361,10 +362,10 @@ def test_a_stream_is_a_context_manager(server, until):
     ):
         next(stream)
     assert server.log.stream_ended.wait(10)
-    until(puller_is_gone)
+    eventually(puller_is_gone)
 
 
-def test_an_asynchronous_iterator_that_is_dropped_cancels_its_stream(server, until):
+def test_an_asynchronous_iterator_that_is_dropped_cancels_its_stream(server):
     """As with the other client; nothing can be awaited there, but all is cancelled."""
 
     async def leave_early():

@@ -32,10 +32,10 @@ def test_files_in_and_exact_values_out(serve, forebay, tmp_path, onnx_models, co
         csv.writer(file).writerows(rows.tolist())
     for name in ("x.npy", "x.npz", "x.json", "x.csv"):
         out = tmp_path / f"{name}.npy"
-        code, _, err = forebay(command, *to, "--input", tmp_path / name, "--output", out, "--batch-rows", 3)
+        code, _, err = forebay(command, *to, "linear", tmp_path / name, "--output", out, "--rows", 3)
         assert code == 0, err
         assert np.array_equal(np.load(out), expected), name
-    code, out, _ = forebay(command, *to, "--model", "linear", "--input", f"x={tmp_path / 'x.npy'}")
+    code, out, _ = forebay(command, *to, "linear", f"x={tmp_path / 'x.npy'}")
     assert code == 0
     assert json.loads(out)["outputs"]["y"] == expected.tolist()
 
@@ -63,7 +63,7 @@ def test_models_and_health(serve, forebay):
 def test_commands_without_a_server(forebay, tmp_path):
     """Who is not there is one sentence and exit code 1."""
     np.save(tmp_path / "x.npy", np.zeros((1, 4), np.float32))
-    for command in (["health"], ["models"], ["predict", "--input", tmp_path / "x.npy"]):
+    for command in (["health"], ["models"], ["predict", "linear", tmp_path / "x.npy"]):
         code, out, err = forebay(*command, "--address", "127.0.0.1:1")
         assert (code, out) == (1, "")
         assert len(err.splitlines()) == 1

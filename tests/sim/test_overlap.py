@@ -11,9 +11,9 @@ from itertools import count
 import pytest
 
 from forebay_server.scheduling import slots
-from forebay_server.scheduling.bisection import Succeeded
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Succeeded
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy
 from forebay_server.scheduling.request import Request
 
@@ -52,7 +52,7 @@ def run(load, depth, seconds=8.0):
             for step, (base, row) in enumerate(STEPS):
                 at = free[step] = max(at, free[step]) + base + row * batch.padded_rows
             heapq.heappush(agenda, (at, next(serial), batch))
-        core.events = []
+        core.events.clear()
     return len(times) / now, sorted(times)[len(times) // 2]
 
 

@@ -12,9 +12,9 @@ from math import inf
 import pytest
 
 from forebay_server.errors import Internal
-from forebay_server.scheduling.bisection import Faulted, NoMemory, Succeeded
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Faulted, NoMemory, Succeeded
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.scheduling.queue import HORIZON
 from forebay_server.scheduling.request import Level, Priority, Request, State
@@ -112,7 +112,7 @@ class Simulation:
             assert call.poison or error.reason != "INTERNAL"
             call.ends += 1
         self.core.failures = []
-        self.core.events = []
+        self.core.events.clear()
 
     def begin(self, number, batch):
         assert batch.rows <= batch.padded_rows <= 32

@@ -35,14 +35,16 @@ def test_what_it_refuses(exported, tmp_path, capsys, mixed):
     output = tmp_path / "model.pt2"
     output.write_bytes(b"the package before")
     program = exported()
-    assert "--max-batch: 17 is above 16, which the program" in refused(capsys, program, "-o", output, "--max-batch", 17)
+    assert "--max-batch-size: 17 is above 16, which the program" in refused(
+        capsys, program, "-o", output, "--max-batch-size", 17
+    )
     assert "--outputs: 1 different names are needed" in refused(capsys, program, "-o", output, "--outputs", "a,b")
     assert "it is compiled already" in refused(capsys, mixed.path, "-o", output)
     assert "no such folder" in refused(capsys, program, "-o", tmp_path / "nowhere" / "model.pt2")
     assert "the name of a package ends with .pt2" in refused(capsys, program, "-o", tmp_path / "model.onnx")
     assert "has no cuda here" in refused(capsys, program, "-o", output, "--device", "cuda")
     fixed = exported(dynamic=False)
-    assert "the program has no batch dimension" in refused(capsys, fixed, "-o", output, "--max-batch", 4)
+    assert "the program has no batch dimension" in refused(capsys, fixed, "-o", output, "--max-batch-size", 4)
     program.write_bytes(program.read_bytes()[:500])
     assert "not an exported program" in refused(capsys, program, "-o", output)
     assert output.read_bytes() == b"the package before"

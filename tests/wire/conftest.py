@@ -277,12 +277,6 @@ def error():
     return fail
 
 
-@pytest.fixture(scope="session")
-def wait_until():
-    """Waits until a condition holds: `wait_until(lambda: ..., "what")`."""
-    return eventually
-
-
 @pytest.fixture
 def raw(server):
     """Opens HTTP/2 connections by hand: `raw()`, or `raw(other_server)`."""

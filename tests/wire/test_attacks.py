@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from forebay_server.wire.port import CALL, OPEN
+from tests.waiting import eventually
 
 native_only = pytest.mark.parametrize("adapter", [pytest.param("native", marks=pytest.mark.native)], indirect=True)
 
@@ -42,19 +43,19 @@ def frame(kind, stream=0, payload=b"", flags=0, length=None):
 
 
 @pytest.fixture
-def process(wait_until):
+def process():
     """Checks descriptors, threads and memory around what happens in a block: `with process(server): ...`."""
     me = psutil.Process()
 
     @contextlib.contextmanager
     def check(server, memory=48 * MEBIBYTE):
-        wait_until(server.idle, "idle")
+        eventually(server.idle, "idle")
         descriptors, threads, resident = me.num_fds(), me.num_threads(), me.memory_info().rss
         yield
-        wait_until(server.idle, "idle")
-        wait_until(lambda: me.num_fds() <= descriptors, f"{descriptors} descriptors again")
+        eventually(server.idle, "idle")
+        eventually(lambda: me.num_fds() <= descriptors, f"{descriptors} descriptors again")
         # grpcio's own pool of threads grows with its work, by a few.
-        wait_until(lambda: me.num_threads() <= threads + 8, f"{threads} threads again")
+        eventually(lambda: me.num_threads() <= threads + 8, f"{threads} threads again")
         assert me.memory_info().rss - resident < memory
 
     return check
@@ -429,7 +430,7 @@ def test_slow_headers_block_nobody(server, raw, process, good):
     good(channel)
 
 
-def test_a_reader_that_never_reads_its_socket(serve, process, good, wait_until):
+def test_a_reader_that_never_reads_its_socket(serve, process, good):
     """A connection whose answers are never read is bounded, and harms nobody."""
     server = serve(write_stall=0.3, outbox_bytes=100_000)
     channel = server.channel()
@@ -450,7 +451,7 @@ def test_a_reader_that_never_reads_its_socket(serve, process, good, wait_until):
     good(channel)
 
 
-def test_a_thousand_connections(server, process, good, wait_until):
+def test_a_thousand_connections(server, process, good):
     """A thousand connections at once are accepted, served, and forgotten."""
     channel = server.channel()
     good(channel)
@@ -462,12 +463,12 @@ def test_a_thousand_connections(server, process, good, wait_until):
             sock.sendall(PREFACE + frame(SETTINGS))
             if index % 250 == 0:
                 good(channel)
-        wait_until(lambda: me.num_fds() >= before + 2000, "all accepted")
+        eventually(lambda: me.num_fds() >= before + 2000, "all accepted")
         good(channel)
     good(channel)
 
 
-def test_connections_over_the_limit_are_closed(serve, good, wait_until):
+def test_connections_over_the_limit_are_closed(serve, good):
     """Connections beyond `max_connections` are closed at once, and give their place back when they end."""
     server = serve(max_connections=10)
     channel = server.channel()
@@ -485,7 +486,7 @@ def test_connections_over_the_limit_are_closed(serve, good, wait_until):
 
 
 @native_only
-def test_the_bytes_held_are_limited(serve, raw, call, good, wait_until):
+def test_the_bytes_held_are_limited(serve, raw, call, good):
     """Calls over `max_held_bytes` are shed. Native only: grpcio does not show what it has received in parts."""
     server = serve(max_held_bytes=300_000)
     channel = server.channel()
@@ -503,16 +504,16 @@ def test_the_bytes_held_are_limited(serve, raw, call, good, wait_until):
 
     send(streams[0], 190_000)
     send(streams[1], 90_000)
-    wait_until(lambda: server.wire.figures().held_bytes == 280_010, "all there")
+    eventually(lambda: server.wire.figures().held_bytes == 280_010, "all there")
     send(streams[2], 100_000)
     assert client.status(streams[2]) == 8
     assert server.of(CALL, "Hold") == []
     # Taken, a message is not the front end's any more.
     client.data(streams[0], bytes(10_000), end=True)
     server.wait(CALL, "Hold")
-    wait_until(lambda: server.wire.figures().held_bytes == 90_005, "one given out")
+    eventually(lambda: server.wire.figures().held_bytes == 90_005, "one given out")
     client.close()
-    wait_until(server.idle, "idle")
+    eventually(server.idle, "idle")
     good(channel)
 
 

@@ -10,6 +10,7 @@ import h2.settings
 import pytest
 
 from forebay_server.wire.port import CALL, CANCEL, FAIL, HALF_CLOSE, RESPOND, SEND, Failure
+from tests.waiting import eventually
 
 PATH = "/wire.test.Test/"
 
@@ -439,7 +440,7 @@ def test_streams_over_the_limit_are_refused_or_wait(serve, raw):
     assert [client.status(stream) for stream in streams] == [0] * 10
 
 
-def test_figures_count(server, channel, call, error, wait_until):
+def test_figures_count(server, channel, call, error):
     """Calls, bytes and refusals are counted; what is open returns to zero."""
     call(channel, "Echo", bytes(1000))
     error(channel, "Nothing")
@@ -454,5 +455,5 @@ def test_figures_count(server, channel, call, error, wait_until):
     assert figures.refused_total == 1
     server.answer([(RESPOND, number, b"")])
     future.result()
-    wait_until(server.idle, "idle")
+    eventually(server.idle, "idle")
     assert server.of(HALF_CLOSE) == []

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from forebay_server.wire.port import CALL, CANCEL
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.native
 
@@ -102,7 +103,7 @@ def test_out_of_descriptors(small_server):
 # --- connections -----------------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_connections(server, wait_until):
+def test_a_thousand_connections(server):
     """A thousand connections with a call each are served at once, and leave nothing behind."""
     count = 1000
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 3 * count:
@@ -137,13 +138,13 @@ def test_a_thousand_connections(server, wait_until):
                 if at >= 0 and len(key.data) >= at + 13:
                     answers.add(bytes(key.data[at + 5 : at + 13]))
     assert answers == {b"%08d" % index for index in range(count)}
-    wait_until(lambda: server.wire.figures().connections == 0, "all gone")
-    wait_until(lambda: me.num_fds() <= descriptors, "descriptors as before")
+    eventually(lambda: server.wire.figures().connections == 0, "all gone")
+    eventually(lambda: me.num_fds() <= descriptors, "descriptors as before")
     assert me.num_threads() <= threads
     assert me.memory_info().rss - resident < 96 << 20
 
 
-def test_connections_over_the_limit_are_closed(serve, raw, wait_until):
+def test_connections_over_the_limit_are_closed(serve, raw):
     """Connections over `max_connections` are closed at once; the others go on, and when one goes another may come."""
     server = serve(max_connections=3)
     clients = [raw(server) for _ in range(3)]
@@ -153,7 +154,7 @@ def test_connections_over_the_limit_are_closed(serve, raw, wait_until):
             assert refused.recv(100) == b""
     assert [client.echo() for client in clients] == [0, 0, 0]
     clients[0].close()
-    wait_until(lambda: server.wire.figures().connections == 2, "one gone")
+    eventually(lambda: server.wire.figures().connections == 2, "one gone")
     assert raw(server).echo() == 0
 
 
@@ -198,7 +199,7 @@ def test_a_gzip_bomb_is_refused(serve, raw, size):
 # --- peers that are dead or old --------------------------------------------------------------------------------------
 
 
-def test_a_peer_that_answers_no_ping_is_given_up(serve, raw, wait_until):
+def test_a_peer_that_answers_no_ping_is_given_up(serve, raw):
     """A peer that reads but never acknowledges a ping loses its connection, and its call is cancelled."""
     server = serve(keepalive_time=0.2, keepalive_timeout=0.3)
     dead, alive = raw(server), raw(server)
@@ -220,11 +221,11 @@ def test_a_peer_that_answers_no_ping_is_given_up(serve, raw, wait_until):
             gone = True
     assert gone
     server.wait(CANCEL, call=number)
-    wait_until(lambda: server.wire.figures().connections == 1, "only the live one")
+    eventually(lambda: server.wire.figures().connections == 1, "only the live one")
     assert alive.echo() == 0
 
 
-def test_an_old_connection_ends_without_an_error(serve, call, raw, wait_until):
+def test_an_old_connection_ends_without_an_error(serve, call, raw):
     """A connection over its age is told to go; calls in progress end well, and callers go on with another."""
     server = serve(max_connection_age=0.3, max_connection_age_grace=5.0)
     client = raw(server)
@@ -244,4 +245,4 @@ def test_an_old_connection_ends_without_an_error(serve, call, raw, wait_until):
         data = client.sock.recv(1 << 16)
         assert data, "closed with a call in progress"
         received += data
-    wait_until(lambda: server.wire.figures().connections <= 2, "the old ones gone")
+    eventually(lambda: server.wire.figures().connections <= 2, "the old ones gone")

@@ -14,6 +14,7 @@ import pytest
 
 from forebay_server.errors import ConfigError
 from forebay_server.wire.port import CALL, CANCEL, CREDIT, FINISH, MESSAGE, OPEN, RESPOND, SEND, Exposure
+from tests.waiting import eventually
 
 TEST = "/wire.test.Test/"
 CHECK = "/wire.test.Probe/Check"
@@ -132,13 +133,13 @@ def test_take_waits_for_its_timeout(server):
     server.close()
 
 
-def test_take_gives_out_no_more_than_asked(server, channel, wait_until):
+def test_take_gives_out_no_more_than_asked(server, channel):
     """`take` gives out at most `most` events, in order; the rest waits."""
     server.stop()
     futures = []
     for index in range(5):
         futures.append(channel.unary_unary(TEST + "Echo").future(b"%d" % index, timeout=10))
-        wait_until(lambda index=index: server.wire.figures().calls == index + 1, "the call is there")
+        eventually(lambda index=index: server.wire.figures().calls == index + 1, "the call is there")
     events = []
     while len(events) < 5:
         batch = server.wire.take(2, 5.0)
@@ -220,7 +221,7 @@ def test_the_watchdog_ends_a_process_that_is_stuck(adapter):
 # --- drain and close -------------------------------------------------------------------------------------------------
 
 
-def test_a_drain_lets_calls_end(serve, call, error, wait_until):
+def test_a_drain_lets_calls_end(serve, call, error):
     """While draining, delivered calls are answered, later ones are UNAVAILABLE, and the probe goes on."""
     server = serve(
         exposures=[
@@ -347,7 +348,7 @@ def test_signals_interrupt_a_wait_of_the_main_thread(server):
     server.close()
 
 
-def test_old_connections_are_told_to_go(serve, call, raw, wait_until):
+def test_old_connections_are_told_to_go(serve, call, raw):
     """A connection over `max_connection_age` is told to go away and closed; its callers just connect again."""
     server = serve(max_connection_age=0.3, max_connection_age_grace=0.3)
     client = raw(server)

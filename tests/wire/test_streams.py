@@ -21,6 +21,7 @@ from forebay_server.wire.port import (
     WRITABLE,
     Failure,
 )
+from tests.waiting import eventually
 
 PATH = "/wire.test.Test/"
 
@@ -106,7 +107,7 @@ def test_what_an_opening_carries(server, channel):
     assert message[5:] == (None, None)
 
 
-def test_every_event_names_the_method_of_its_call(serve, raw, wait_until):
+def test_every_event_names_the_method_of_its_call(serve, raw):
     """All kinds of events carry the index of their call's method, by which they are handed to a service."""
     server = serve(outbox_bytes=1000)
     client = raw(server)
@@ -132,7 +133,7 @@ def test_every_event_names_the_method_of_its_call(serve, raw, wait_until):
     assert all(len(indices) == 1 for indices in methods.values())
 
 
-def test_no_message_beyond_the_credit(server, talk, wait_until):
+def test_no_message_beyond_the_credit(server, talk):
     """A message is delivered only for a credit, and each credit is for one message."""
     stream = talk("Manual")
     stream.send(*[b"%d" % index for index in range(10)])
@@ -206,14 +207,14 @@ def test_a_stream_can_fail_after_messages(server, talk):
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.ABORTED, "lost")
 
 
-def test_a_stream_can_finish_before_the_caller(server, talk, wait_until):
+def test_a_stream_can_finish_before_the_caller(server, talk):
     """A server may end a stream whose caller still sends; nothing is delivered afterwards."""
     stream = talk("Manual")
     number = server.wait(OPEN)[0][1]
     server.answer([(CREDIT, number, 10), (FINISH, number, None)])
     assert stream.rest() == []
     stream.send(b"late")
-    wait_until(server.idle, "idle")
+    eventually(server.idle, "idle")
     assert CANCEL not in server.kinds(number)
 
 
@@ -236,7 +237,7 @@ def test_a_cancelled_stream_is_reported_once(server, talk):
     assert server.kinds(number) == [OPEN, MESSAGE, CANCEL]
 
 
-def test_a_cancellation_is_never_a_half_close(server, raw, wait_until):
+def test_a_cancellation_is_never_a_half_close(server, raw):
     """A reset stream does not look like one that its caller ended, which would commit half a request."""
     client = raw()
     for _ in range(100):
@@ -246,7 +247,7 @@ def test_a_cancellation_is_never_a_half_close(server, raw, wait_until):
         client.flush()
     assert client.echo() == 0
     server.wait(CANCEL, "Chat", count=len(server.of(OPEN, "Chat")))
-    wait_until(server.idle, "idle")
+    eventually(server.idle, "idle")
     assert server.of(HALF_CLOSE) == []
 
 
@@ -396,7 +397,7 @@ def test_a_reader_that_takes_its_time_is_not_cut(serve, raw):
     assert len(client.received(stream)) == 16 * 2005
 
 
-def test_a_reader_that_never_reads_is_cut(serve, raw, channel, call, wait_until):
+def test_a_reader_that_never_reads_is_cut(serve, raw, channel, call):
     """A stream whose results nobody reads for `write_stall` is gone; others are not harmed."""
     server = serve(write_stall=0.2, outbox_bytes=10_000)
     client = raw(server, window=1_000)
@@ -413,7 +414,7 @@ def test_a_reader_that_never_reads_is_cut(serve, raw, channel, call, wait_until)
     assert len(client.received(stream)) < 24_000
 
 
-def test_an_answer_that_nobody_reads_is_cut(serve, raw, wait_until):
+def test_an_answer_that_nobody_reads_is_cut(serve, raw):
     """A unary answer that is not read is given up as well, and frees what it held."""
     server = serve(write_stall=0.2)
     client = raw(server, window=1_000)
@@ -421,4 +422,4 @@ def test_an_answer_that_nobody_reads_is_cut(serve, raw, wait_until):
     client.data(stream, client.frame(b"1000000"), end=True)
     server.wait(CALL)
     client.close()
-    wait_until(server.idle, "idle")
+    eventually(server.idle, "idle")

@@ -51,9 +51,9 @@ class Client(BaseClient):
     ) -> PredictionStream[Prediction] | PredictionStream[Prediction | ForebayError]:
         """Runs many requests over one stream; an iterator over their outcomes.
 
-        The source is read in a thread of its own, never further ahead than the window, in items and
-        in bytes. One item's error leaves the
-        stream alive, and so does a server that goes away while there is another, or that comes back.
+        The source is read in a thread of its own, never further ahead than the window, in items and in bytes. One
+        item's error leaves the stream alive, and so does a server that goes away while there is another, or that comes
+        back.
 
         Args:
             model: The model's name.

@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 
+from forebay_server.app.wiring import configured
 from forebay_server.background import can_wait
 from forebay_server.config.tree import ServerConfig
 from forebay_server.errors import ConfigError
@@ -83,9 +84,8 @@ class Certificates:
 def files_of(server: ServerConfig) -> list[str]:
     """The files of the TLS of all exposures."""
     found: list[str] = []
-    for exposure in (server.public, server.operator, server.probe):
-        if exposure is not None and exposure.tls is not None:
-            tls = exposure.tls
+    for exposure in configured(server).values():
+        if (tls := exposure.tls) is not None:
             found += [file for file in (tls.certificate, tls.key, tls.client_ca) if file]
     return found
 

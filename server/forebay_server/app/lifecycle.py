@@ -15,6 +15,7 @@ from forebay_server.app.jobs import StoreNotOpened
 from forebay_server.app.log import configure_logging
 from forebay_server.app.log_writer import LineWriter
 from forebay_server.app.server import Server
+from forebay_server.app.wiring import configured
 from forebay_server.config.tree import Config
 
 EXIT_OK = 0
@@ -68,9 +69,8 @@ def allow_files(config: Config) -> None:
 
     Shells and service managers often begin at 1,024, for the sake of programs that call `select`; nothing here does.
     """
-    exposures = [config.server.public, config.server.operator, config.server.probe]
     most = config.limits.max_connections
-    wanted = most * sum(exposure is not None for exposure in exposures) + OTHER_FILES
+    wanted = most * len(configured(config.server)) + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:

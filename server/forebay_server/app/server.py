@@ -17,7 +17,7 @@ from forebay_server.app.hosting import Hosting
 from forebay_server.app.jobs import Jobs
 from forebay_server.app.metrics import Metrics
 from forebay_server.app.tracing import Tracing
-from forebay_server.app.wiring import exposures, server_policy, wire_limits
+from forebay_server.app.wiring import configured, exposures, server_policy, wire_limits
 from forebay_server.config.tree import Config
 from forebay_server.models.catalogue import Catalogue
 from forebay_server.scheduling.core import Core
@@ -141,14 +141,13 @@ class Server:
 
     def _make_intake(self) -> Intake:
         server = self._config.server
-        rooms = [server.public, server.operator, server.probe]
         return Intake(
             self._catalogue,
             self._runner.core,
             clock=self._clock,
             default_deadline=server.default_deadline_s,
             max_deadline=server.max_deadline_s,
-            trusted=[exposure.trusted for exposure in rooms if exposure is not None],
+            trusted=[exposure.trusted for exposure in configured(server).values()],
             tenant_key=server.tenant_key,
             events=self._metrics.feed.events,
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from forebay_server.config.tree import Config, ExposureConfig, ModelConfig, TlsConfig
+from forebay_server.config.tree import Config, ExposureConfig, ModelConfig, ServerConfig, TlsConfig
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.services.service import Service
 from forebay_server.wire.port import Exposure, Limits, Tls
@@ -30,28 +30,28 @@ def wire_limits(config: Config) -> Limits:
     )
 
 
+def configured(server: ServerConfig) -> dict[str, ExposureConfig]:
+    """Where the server is to listen, by the names of the exposures, in the order of their numbers."""
+    all_of_them = {"public": server.public, "operator": server.operator, "probe": server.probe}
+    return {name: exposure for name, exposure in all_of_them.items() if exposure is not None}
+
+
 def exposures(
     config: Config, *, public: Sequence[Service], operator: Sequence[Service], probe: Sequence[Service]
 ) -> list[Exposure]:
     """Where the server listens, and which services it offers there."""
-    server = config.server
-    rooms: list[tuple[str, ExposureConfig | None, Sequence[Service]]] = [
-        ("public", server.public, public),
-        ("operator", server.operator, operator),
-        ("probe", server.probe, probe),
-    ]
+    offered = {"public": public, "operator": operator, "probe": probe}
     return [
         Exposure(
             name=name,
             address=exposure.address,
-            methods=frozenset(endpoint.method.path for service in services for endpoint in service.endpoints),
+            methods=frozenset(endpoint.method.path for service in offered[name] for endpoint in service.endpoints),
             tls=_tls(exposure.tls) if exposure.tls else None,
             trusted=exposure.trusted,
             reuse_port=exposure.reuse_port,
             outlives_drain=name == "probe",
         )
-        for name, exposure, services in rooms
-        if exposure is not None
+        for name, exposure in configured(config.server).items()
     ]
 
 

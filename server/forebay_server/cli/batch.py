@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 import click
 
-from forebay_server.cli.connection import Connection, client_options, connect, find_model
+from forebay_server.cli.connection import Connection, client_options, connect, find_version
 from forebay_server.cli.guard import Failed
 from forebay_server.cli.jobs import PRIORITIES, keeps_jobs
 from forebay_server.cli.progress import progress
@@ -67,6 +67,8 @@ def batch(
 ) -> None:
     """Send all rows of large files to a model.
 
+    Files are .npy, .npz, .json, .jsonl or .csv.
+
     The results are written when all are there. If it is interrupted, the same command goes on where it was:
     FILE.journal, beside the output, has what is done. Rows without a result are told in FILE.failures.jsonl.
 
@@ -87,7 +89,7 @@ def batch(
     try:
         with connect(connection) as client:
             going_on = journal.open(asked)
-            name, found = find_model(client, model, journal.version or version)
+            found = find_version(client, model, journal.version or version)
             rows = read_rows(found, inputs)
             if not going_on:
                 journal.begin(asked, str(found.version), _chunks(rows, size))
@@ -96,7 +98,7 @@ def batch(
                 click.echo(f"going on: {done:,} of {total:,} rows are done", err=True)
             start = time.monotonic()
             with progress(total, done) as advance, keeps_jobs():
-                run = Batch(client, name, rows, journal, in_flight, priority, advance)
+                run = Batch(client, model, rows, journal, in_flight, priority, advance)
                 _resumable(journal, lambda: through_jobs(run) if via == "jobs" else through_stream(run, deadline))
         seconds = time.monotonic() - start
         results = _finish(journal, output, batched=rows.batched)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where it is to run. [where it was exported]")
 @click.option(
-    "--max-batch",
+    "--max-batch-size",
+    "max_batch",
     type=click.IntRange(1),
     metavar="ROWS",
     help="The most in a batch. [what it was exported for, else 128]",

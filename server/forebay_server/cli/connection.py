@@ -88,28 +88,19 @@ def connect(connection: Connection) -> "Client":
         raise ConfigError(str(error)) from error
 
 
-def find_model(client: "Client", name: str, version: str) -> "tuple[str, ModelVersion]":
-    """The model that a command is about, by its name, and its version.
+def find_version(client: "Client", name: str, version: str) -> "ModelVersion":
+    """The version of a model that a command is about.
 
     Args:
         client: Asks the server.
-        name: The name; empty: the only one of the server.
+        name: The model's.
         version: A number or a label; empty: the default.
 
     Raises:
-        ConfigError: It is not clear which model is meant.
         Failed: There is no such version.
     """
-    if name:
-        model = client.model(name)
-    else:
-        models = client.models()
-        if len(models) != 1:
-            names = ", ".join(model.name for model in models) or "none"
-            raise ConfigError(f"the server has not just one model; name one with --model ({names})")
-        model = models[0]
-    found = model.find(version)
+    found = client.model(name).find(version)
     if found is None:
         what = f"has no version {version!r}" if version else "has no version that is ready"
-        raise Failed(f"model {model.name!r} {what}")
-    return model.name, found
+        raise Failed(f"the model {name!r} {what}")
+    return found

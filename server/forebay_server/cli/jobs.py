@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 import click
 
 from forebay_server.cli import display
-from forebay_server.cli.connection import Connection, client_options, connect, find_model
+from forebay_server.cli.connection import Connection, client_options, connect, find_version
 from forebay_server.cli.guard import FAILED, Failed
 from forebay_server.cli.values import SECONDS
 from forebay_server.errors import ConfigError
@@ -72,6 +72,7 @@ def submit(
     """Hand over the rows of files as one job, and print its id.
 
     The job is on the server's disk when the id is printed. `forebay batch` cuts large files into many jobs.
+    Files are .npy, .npz, .json, .jsonl or .csv.
 
     \b
       forebay submit digits images.npy
@@ -86,12 +87,11 @@ def submit(
     if (webhook is None) != (webhook_secret is None):
         raise click.UsageError("--webhook and --webhook-secret go together", click.get_current_context())
     with connect(connection) as client, keeps_jobs():
-        name, found = find_model(client, model, version)
-        rows = read_rows(found, inputs)
+        rows = read_rows(find_version(client, model, version), inputs)
         if rows.stacked and not rows.batched and rows.total != 1:
-            raise ConfigError(f"model {name!r} takes one row in a job, not {rows.total}; use forebay batch")
+            raise ConfigError(f"the model {model!r} takes one row in a job, not {rows.total}; use forebay batch")
         job = client.submit(
-            name,
+            model,
             rows.request(0, rows.total),
             version=version,
             priority=priority,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from forebay_server.cli.connection import Connection, client_options, connect, find_model
+from forebay_server.cli.connection import Connection, client_options, connect, find_version
 from forebay_server.cli.progress import Advance, progress
 from forebay_server.cli.values import SECONDS
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command the options that both commands have."""
+    """Gives a command the arguments and options that both commands have."""
     for option in (
         click.option("--deadline", default=30.0, show_default=True, type=SECONDS, help="For each request."),
         click.option(
@@ -31,16 +31,9 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="FILE",
             help="Where the results go: .npz, .npy, .json or .csv; - is stdout, as JSON. [-]",
         ),
-        click.option(
-            "--input",
-            "inputs",
-            multiple=True,
-            required=True,
-            metavar="[NAME=]FILE",
-            help="Rows: .npy, .npz, .json, .jsonl or .csv. Repeat it for further inputs.",
-        ),
         click.option("--version", default="", metavar="VERSION", help="A number or a label. [the default]"),
-        click.option("--model", default="", metavar="NAME", help="The model. [the only one of the server]"),
+        click.argument("inputs", nargs=-1, required=True, metavar="[NAME=]FILE..."),
+        click.argument("model"),
     ):
         command = option(command)
     return command
@@ -49,10 +42,15 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @request_options
 @click.option(
-    "--batch-rows", default=32, show_default=True, type=click.IntRange(1), metavar="N", help="Rows in a request."
+    "--rows", "size", default=32, show_default=True, type=click.IntRange(1), metavar="N", help="Rows in a request."
 )
 @click.option(
-    "--concurrency", default=8, show_default=True, type=click.IntRange(1), metavar="N", help="Requests at a time."
+    "--in-flight",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Requests at a time, at most.",
 )
 @client_options
 def predict(
@@ -61,28 +59,30 @@ def predict(
     inputs: tuple[str, ...],
     output: str,
     deadline: float,
-    batch_rows: int,
-    concurrency: int,
+    size: int,
+    in_flight: int,
     **connection: Unpack[Connection],
 ) -> None:
     """Send the rows of files to a model, some in each request.
 
+    Files are .npy, .npz, .json, .jsonl or .csv.
+
     \b
-      forebay predict --input rows.csv
-      forebay predict --model digits --input images.npy --output digits.npz
-      forebay predict --model two --input a=a.npy --input b=b.npy --output result.json
+      forebay predict digits rows.csv
+      forebay predict digits images.npy -o digits.npz
+      forebay predict two a=a.npy b=b.npy -o result.json
     """
 
-    def run(client: "Client", name: str, rows: "Rows", results: "Results", advance: Advance) -> None:
-        step = batch_rows if rows.batched else 1
-        pool = ThreadPoolExecutor(concurrency, thread_name_prefix="forebay-predict")
+    def run(client: "Client", rows: "Rows", results: "Results", advance: Advance) -> None:
+        step = size if rows.batched else 1
+        pool = ThreadPoolExecutor(in_flight, thread_name_prefix="forebay-predict")
         waiting: deque[tuple[int, int, Future[Outcome]]] = deque()
         try:
             for start in range(0, rows.total, step):
                 stop = min(start + step, rows.total)
                 request = rows.request(start, stop)
-                waiting.append((start, stop, pool.submit(_outcome, client, name, request, version, deadline)))
-                if len(waiting) >= 2 * concurrency:
+                waiting.append((start, stop, pool.submit(_outcome, client, model, request, version, deadline)))
+                if len(waiting) >= 2 * in_flight:
                     _collect(waiting, results, advance)
             while waiting:
                 _collect(waiting, results, advance)
@@ -95,7 +95,7 @@ def predict(
 @click.command()
 @request_options
 @click.option(
-    "--batch-rows", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Rows in an item."
+    "--rows", "size", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Rows in an item."
 )
 @click.option(
     "--items-per-message",
@@ -106,7 +106,12 @@ def predict(
     help="Items in a message, at most.",
 )
 @click.option(
-    "--window", default=256, show_default=True, type=click.IntRange(1), metavar="N", help="Items in flight, at most."
+    "--in-flight",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Items at a time, at most.",
 )
 @client_options
 def stream(
@@ -115,30 +120,32 @@ def stream(
     inputs: tuple[str, ...],
     output: str,
     deadline: float,
-    batch_rows: int,
+    size: int,
     items_per_message: int,
-    window: int,
+    in_flight: int,
     **connection: Unpack[Connection],
 ) -> None:
     """Send the rows of files to a model over one stream.
 
+    Files are .npy, .npz, .json, .jsonl or .csv.
+
     \b
-      forebay stream --model digits --input images.npy --output digits.npz
+      forebay stream digits images.npy -o digits.npz
     """
 
-    def run(client: "Client", name: str, rows: "Rows", results: "Results", advance: Advance) -> None:
+    def run(client: "Client", rows: "Rows", results: "Results", advance: Advance) -> None:
         from forebay_client import ForebayError
 
-        step = batch_rows if rows.batched else 1
+        step = size if rows.batched else 1
         items = (rows.request(start, min(start + step, rows.total)) for start in range(0, rows.total, step))
         done = 0
         with client.stream(
-            name,
+            model,
             items,
             failures="yield",
             version=version,
             deadline=deadline,
-            window=window,
+            window=in_flight,
             items_per_message=items_per_message,
         ) as outcomes:
             try:
@@ -161,7 +168,7 @@ def _command(
     inputs: tuple[str, ...],
     output: str,
     connection: Connection,
-    run: "Callable[[Client, str, Rows, Results, Advance], None]",
+    run: "Callable[[Client, Rows, Results, Advance], None]",
 ) -> None:
     """What both commands do around their sending."""
     from forebay_server.cli.results import Results, check_place
@@ -169,12 +176,11 @@ def _command(
 
     check_place(output)
     with connect(connection) as client:
-        name, found = find_model(client, model, version)
-        rows = read_rows(found, inputs)
+        rows = read_rows(find_version(client, model, version), inputs)
         results = Results(batched=rows.batched)
         start = time.monotonic()
         with progress(rows.total) as advance:
-            run(client, name, rows, results, advance)
+            run(client, rows, results, advance)
         seconds = time.monotonic() - start
     results.write(output)
     results.report(seconds)

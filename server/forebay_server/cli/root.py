@@ -88,7 +88,7 @@ def root(context: click.Context) -> None:
 
     \b
       forebay serve model.onnx
-      forebay predict --model model --input rows.csv
+      forebay predict model rows.csv
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

@@ -50,7 +50,7 @@ class Rows(NamedTuple):
 
 
 def read_rows(version: "ModelVersion", given: Sequence[str]) -> Rows:
-    """Reads what `--input` names.
+    """Reads the files that a command was given.
 
     Args:
         version: The model that the rows are for.
@@ -73,7 +73,7 @@ def read_rows(version: "ModelVersion", given: Sequence[str]) -> Rows:
             found[where] = (values, str(path))
     missing = [name for name in specs if name not in found]
     if missing:
-        raise ConfigError(f"nothing is given for the input {missing[0]!r}; use --input {missing[0]}=FILE")
+        raise ConfigError(f"nothing is given for the input {missing[0]!r}; give it {missing[0]}=FILE")
     batched = all(spec.batched for spec in specs.values())
     arrays = {name: _fit(_cast(*found[name], spec), spec, found[name][1]) for name, spec in specs.items()}
     stacked = batched or all(array.ndim == len(specs[name].shape) + 1 for name, array in arrays.items())
@@ -90,7 +90,7 @@ def _name_and_path(text: str, specs: Mapping[str, "TensorSpec"]) -> tuple[str, P
     name, equals, path = text.partition("=")
     if equals and (name in specs or not Path(text).exists()):
         if name not in specs:
-            raise ConfigError(f"--input {text}: the model has no input {name!r}; it takes {', '.join(specs)}")
+            raise ConfigError(f"{text}: the model has no input {name!r}; it takes {', '.join(specs)}")
         return name, Path(path)
     return "", Path(text)
 

@@ -96,7 +96,7 @@ class Engine(Protocol):
     """One loaded model."""
 
     name: str
-    """As in the entry point: `onnxruntime`, `python`, `synthetic`, `torch`."""
+    """As in the entry point: `onnxruntime`, `python`, `synthetic`, `tensorrt`, `torch`."""
 
     version: str
     """Of the library behind it; part of the key under which measured costs are kept."""
@@ -204,6 +204,10 @@ class RejectInput(Exception):
         super().__init__(message)
         self.message = message
         self.rows = rows
+
+
+class OutputMismatch(Exception):
+    """A model returned something else than its specification promises. A fault of the model, not of the input."""
 
 
 class OutOfMemory(Exception):

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Final
 
-from forebay_server.engines.collate import Bucket
 from forebay_server.errors import ConfigError
-from forebay_server.tensors import FREE
+from forebay_server.tensors import FREE, Bucket
 
 MOST: Final = 64
 

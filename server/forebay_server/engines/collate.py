@@ -20,13 +20,11 @@ from forebay_server.tensors import (
     FREE,
     NUMPY_DTYPES,
     Array,
+    Bucket,
     DataType,
     ModelSpec,
     encode_bytes_elements,
 )
-
-Bucket = tuple[tuple[int, ...], ...]
-"""The shape of one row of each input; of a model that is not batched, the whole shapes."""
 
 SMALL: Final = 65_536
 """Bytes. An output up to this size is turned into bytes once per batch, and requests get slices of these."""
@@ -299,8 +297,9 @@ class BatchOutputs:
         return array.tobytes(), array.shape
 
     def small(self, index: int) -> tuple[bytes, int, tuple[int, ...]] | None:
-        """An output of which requests that are not padded get slices: its bytes, and the bytes and the shape of a row.
+        """An output of which requests that are not padded get slices.
 
+        Its bytes, the bytes in a row, and the shape of a batch of one row.
         None if it is large, or its rows can't be told apart by their size.
         """
         small = self._small[index] or self._prepare(index)
@@ -390,7 +389,3 @@ def _corner(
         if source >= 0:
             slices[lead + position] = slice(0, shapes[source][dimension])
     return tuple(slices)
-
-
-join = BatchOutputs.join
-"""As `BatchOutputs.join`."""

@@ -44,6 +44,7 @@ from forebay_server.engines.base import (
 )
 from forebay_server.engines.cpu import cpu_quota, threads_per_instance
 from forebay_server.engines.gpu import cuda, graphs
+from forebay_server.engines.onnxruntime_computation import ONNX_BFLOAT16, lacks_memory
 from forebay_server.engines.onnxruntime_cuda import CudaSessions
 from forebay_server.engines.options import Options
 from forebay_server.engines.preparation import Preparation
@@ -66,8 +67,6 @@ _TYPES: Final[Mapping[str, DataType]] = {
     "tensor(string)": DataType.BYTES,
 }
 MOST_ROWS: Final = 128  # of a batch on a GPU, if the settings don't say
-_ONNX_BFLOAT16: Final = 16
-_OUT_OF_MEMORY: Final = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation")
 
 
 class OnnxRuntimeEngine:
@@ -272,7 +271,8 @@ class _Instance:
         try:
             outputs: Sequence[Array] = self._run(self._outputs, feed)
         except Exception as error:
-            _raise_if_out_of_memory(error)
+            if lacks_memory(error):
+                raise OutOfMemory from error
             raise
         return outputs
 
@@ -327,14 +327,15 @@ class _OrtValueInstance(_Instance):
         values = {}
         for tensor, array in zip(self._spec.inputs, batch.inputs, strict=True):
             if tensor.data_type is DataType.BF16:
-                value = self._make_value.ortvalue_from_numpy_with_onnx_type(array, _ONNX_BFLOAT16)
+                value = self._make_value.ortvalue_from_numpy_with_onnx_type(array, ONNX_BFLOAT16)
             else:
                 value = self._make_value.ortvalue_from_numpy(array)
             values[tensor.name] = value
         try:
             outputs = self._run_values(self._outputs, values)
         except Exception as error:
-            _raise_if_out_of_memory(error)
+            if lacks_memory(error):
+                raise OutOfMemory from error
             raise
         return [
             _bfloat16(value) if tensor.data_type is DataType.BF16 else value.numpy()
@@ -355,12 +356,6 @@ def _encoded(array: Array) -> Array:
     flat = encoded.reshape(-1)
     flat[:] = [element.encode() for element in array.reshape(-1).tolist()]
     return encoded
-
-
-def _raise_if_out_of_memory(error: Exception) -> None:
-    text = str(error).lower()
-    if any(sign in text for sign in _OUT_OF_MEMORY):
-        raise OutOfMemory from error
 
 
 def _sentence(error: Exception) -> str:

@@ -20,8 +20,15 @@ RUNS_TO_CAPTURE: Final = 3
 """Two plain runs, in which memory is allocated, and the one that is captured; newer versions need only one call."""
 MOST_BINDINGS: Final = 1024
 
-_ONNX_BFLOAT16: Final = 16
-_OUT_OF_MEMORY: Final = ("failed to allocate memory", "out of memory", "bad_alloc", "alloc_failed")
+ONNX_BFLOAT16: Final = 16
+"""The type's number in ONNX, where numpy has no such type."""
+_OUT_OF_MEMORY: Final = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation", "alloc_failed")
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether ONNX Runtime says, in one of its many ways, that there is no memory for the batch."""
+    text = str(error).lower()
+    return any(sign in text for sign in _OUT_OF_MEMORY)
 
 
 class SessionComputation:
@@ -110,7 +117,7 @@ class SessionComputation:
         try:
             self._session.run_with_iobinding(binding, options)
         except Exception as error:
-            if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+            if lacks_memory(error):
                 raise OutOfMemory(str(error)) from error
             if self._device is not None:
                 with contextlib.suppress(DeviceError):  # a refused call leaves the device as it was
@@ -175,4 +182,4 @@ class RecordingComputation(SessionComputation):
 
 
 def _element_type(data_type: DataType) -> Any:
-    return _ONNX_BFLOAT16 if data_type is DataType.BF16 else np.dtype(NUMPY_DTYPES[data_type]).type
+    return ONNX_BFLOAT16 if data_type is DataType.BF16 else np.dtype(NUMPY_DTYPES[data_type]).type

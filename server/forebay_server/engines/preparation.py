@@ -19,13 +19,12 @@ import numpy as np
 
 from forebay_server.config.tree import BucketsConfig, InputConfig
 from forebay_server.errors import ConfigError
-from forebay_server.tensors import NUMPY_DTYPES, Array, DataType, ModelSpec, TensorSpec
+from forebay_server.tensors import FLOATS, NUMPY_DTYPES, Array, DataType, ModelSpec, TensorSpec
 
 PIXELS: Final = 256  # values of a UINT8
 AT_ONCE: Final = 65_536  # elements; of more than that, one row after the other is faster
 _INTEGERS: Final = frozenset({DataType.INT16, DataType.UINT16, DataType.INT32, DataType.UINT32, DataType.INT64,
                               DataType.UINT64})  # fmt: skip
-_FLOATS: Final = frozenset({DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,7 +127,7 @@ def _plan(target: TensorSpec, config: InputConfig | None, *, batched: bool) -> P
     if target.data_type is DataType.BYTES:
         raise ConfigError(f"{where}: text is taken as it is sent")
     sent = target.data_type if config.data_type == "model" else DataType[config.data_type]
-    pixels = sent is DataType.UINT8 and target.data_type in _FLOATS
+    pixels = sent is DataType.UINT8 and target.data_type in FLOATS
     if sent is not target.data_type and not pixels:
         wide = target.data_type in _INTEGERS and np.can_cast(NUMPY_DTYPES[sent], NUMPY_DTYPES[target.data_type], "safe")
         if not wide:

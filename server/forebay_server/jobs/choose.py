@@ -29,13 +29,13 @@ def choose_store(setting: str, *, lost: bytes) -> Store:
             import psycopg  # noqa: F401, PLC0415  # optional, so it is imported only where it is used
         except ImportError as exc:
             raise ConfigError(
-                "jobs.store: PostgreSQL needs the package psycopg: install forebay with the extra `postgres`."
+                "jobs.store: PostgreSQL needs the package psycopg: install forebay with the extra `postgres`"
             ) from exc
         store: Store = import_module("forebay_server.jobs.postgres").PostgresStore(setting)
         return store
     path = setting.removeprefix(_SQLITE)
     if not path or "://" in path or path.endswith("/"):
-        raise ConfigError(f"jobs.store: {setting!r} is none of a path, sqlite:PATH, postgresql://... and memory:.")
+        raise ConfigError(f"jobs.store: {setting!r} is none of a path, sqlite:PATH, postgresql://... and memory:")
     from forebay_server.jobs.sqlite import SqliteStore  # noqa: PLC0415  # as above
 
     return SqliteStore(Path(path), lost=lost)

@@ -17,7 +17,8 @@ from forebay_server.jobs.lives import Lives, Owner
 from forebay_server.jobs.pending import Pending
 from forebay_server.jobs.runs import Course
 from forebay_server.jobs.store import Claim, Claimed, Flow
-from forebay_server.scheduling.core import Core, Pace
+from forebay_server.scheduling.core import Core
+from forebay_server.scheduling.figures import Pace
 
 PACE_KEPT: Final = 0.1
 """Seconds for which a model's speed is not looked up again."""

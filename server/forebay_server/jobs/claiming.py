@@ -23,7 +23,7 @@ from math import ceil
 from typing import Final
 
 from forebay_server.jobs.store import Flow
-from forebay_server.scheduling.core import Pace
+from forebay_server.scheduling.figures import Pace
 from forebay_server.scheduling.request import PRIORITY_WEIGHTS
 
 BATCHES: Final = 2

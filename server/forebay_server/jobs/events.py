@@ -48,9 +48,6 @@ WEBHOOK: Final = "webhook"
 MOST: Final = 65_536
 """Events that are kept for a telemetry that does not come."""
 
-OPERATIONS: Final = tuple(kind.__name__.lower() for kind in Operation.__args__)
-"""The names of all operations."""
-
 
 def new_events() -> deque[Event]:
     """Where to leave events."""

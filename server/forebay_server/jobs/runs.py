@@ -8,7 +8,7 @@ from forebay_server.errors import ForebayError
 from forebay_server.jobs.lives import Owner
 from forebay_server.jobs.pending import flow_of
 from forebay_server.jobs.store import Job
-from forebay_server.scheduling.core import Pace
+from forebay_server.scheduling.figures import Pace
 from forebay_server.scheduling.request import Request
 
 

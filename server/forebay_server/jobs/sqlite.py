@@ -169,11 +169,11 @@ class SqliteStore:
     def _set_up(self, create: int) -> None:
         path = self._path
         if not path.parent.is_dir():
-            raise ConfigError(f"jobs.store: the folder {path.parent} does not exist.")
+            raise ConfigError(f"jobs.store: the folder {path.parent} does not exist")
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE | create, vfs=self._vfs)
         self._connection = connection
         if connection.readonly("main"):  # Before anything is read: that needs a lock, which needs a file to write.
-            raise ConfigError(f"jobs.store: {path} can't be written.")
+            raise ConfigError(f"jobs.store: {path} can't be written")
         connection.set_busy_timeout(_LOCK_PATIENCE)
         # In this mode the lock stays, and the index of the log is in this process's memory.
         connection.pragma("locking_mode", "exclusive")
@@ -197,21 +197,21 @@ class SqliteStore:
             self._payloads.open()
             self._payloads.sweep(rows.bodies.uses)
         except OSError as exc:
-            raise ConfigError(f"jobs.store: {exc.filename} can't be used: {exc.strerror}.") from exc
+            raise ConfigError(f"jobs.store: {exc.filename} can't be used: {exc.strerror}") from exc
         self._rows = rows
 
     def _sentence(self, exc: BaseException) -> str:
         """What an operator can do about a file that can't be opened; empty: it is not the file's fault."""
         path = self._path
         sentences: tuple[tuple[type[Exception], str], ...] = (
-            (apsw.NotADBError, f"{path} is not an SQLite database."),
-            (apsw.CorruptError, f"{path} is damaged ({exc}): put a copy in its place, or move it away."),
-            (apsw.BusyError, f"{path} is in use by another process."),
-            (apsw.ReadOnlyError, f"{path} can't be written."),
-            (apsw.FullError, f"there is no room for {path}."),
+            (apsw.NotADBError, f"{path} is not an SQLite database"),
+            (apsw.CorruptError, f"{path} is damaged ({exc}): put a copy in its place, or move it away"),
+            (apsw.BusyError, f"{path} is in use by another process"),
+            (apsw.ReadOnlyError, f"{path} can't be written"),
+            (apsw.FullError, f"there is no room for {path}"),
         )
         if isinstance(exc, apsw.CantOpenError):
-            return f"{path} can't be opened: {self._reason()}."
+            return f"{path} can't be opened: {self._reason()}"
         return next((sentence for kind, sentence in sentences if isinstance(exc, kind)), "")
 
     def _reason(self) -> str:

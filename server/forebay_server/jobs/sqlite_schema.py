@@ -73,11 +73,11 @@ def check_owner(connection: apsw.Connection, path: Path) -> None:
     application = connection.pragma("application_id")
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
     if application != APPLICATION and (tables or version or application):
-        raise ConfigError(f"jobs.store: {path} is an SQLite database, but not a job store.")
+        raise ConfigError(f"jobs.store: {path} is an SQLite database, but not a job store")
     if version > len(MIGRATIONS):
         raise ConfigError(
             f"jobs.store: {path} has version {version}, and this server knows versions up to {len(MIGRATIONS)}: "
-            "it was written by a newer server."
+            "it was written by a newer server"
         )
 
 

@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 
 from forebay_server.engines.base import Instance
-from forebay_server.models.samples import Bucket, Kind, batch_of, has_floats, stack
+from forebay_server.models.samples import Kind, batch_of, has_floats, stack
 from forebay_server.models.warm_up import run
-from forebay_server.tensors import Array, DataType, ModelSpec, TensorSpec
+from forebay_server.tensors import Array, Bucket, DataType, ModelSpec, TensorSpec
 
 _TOLERANCE: Final = {
     DataType.FP16: 2e-2,

@@ -17,8 +17,9 @@ from forebay_server.models import isolation, warm_up
 from forebay_server.models.costs import CostCache, agrees
 from forebay_server.models.loaded import Loaded
 from forebay_server.models.samples import Kind, batch_of
-from forebay_server.models.served import Bucket, Buckets
+from forebay_server.models.served import Buckets
 from forebay_server.models.warm_up import Measurement
+from forebay_server.tensors import Bucket
 
 INLINE_BELOW: Final = 1e-3  # seconds; a faster batch costs less than handing it to another thread
 CHECKED_ROWS: Final = 4  # rows in a batch of the isolation check

@@ -11,11 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from forebay_server.tensors import NUMPY_DTYPES, Array, DataType, ModelSpec, TensorSpec
-
-Bucket = tuple[tuple[int, ...], ...]
-
-_FLOATS: Final = frozenset({DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64})
+from forebay_server.tensors import FLOATS, NUMPY_DTYPES, Array, Bucket, DataType, ModelSpec, TensorSpec
 
 
 class Kind(Enum):
@@ -37,7 +33,7 @@ USUAL: Final = (Kind.RANDOM, Kind.ONES, Kind.ZEROS)
 
 def has_floats(spec: ModelSpec) -> bool:
     """Whether some input can hold NaN."""
-    return any(tensor.data_type in _FLOATS for tensor in spec.inputs)
+    return any(tensor.data_type in FLOATS for tensor in spec.inputs)
 
 
 def batch_of(spec: ModelSpec, bucket: Bucket, rows: int, kind: Kind, rng: np.random.Generator) -> list[Array]:
@@ -70,18 +66,18 @@ def _array(tensor: TensorSpec, shape: tuple[int, ...], kind: Kind, rng: np.rando
     if tensor.data_type is DataType.BYTES:
         return _texts(shape, kind, rng)
     if kind is Kind.RANDOM:
-        if tensor.data_type in _FLOATS:
+        if tensor.data_type in FLOATS:
             return rng.standard_normal(shape, np.float32).astype(dtype)
         return rng.integers(0, int(_largest(tensor)), shape, endpoint=True).astype(dtype)
     if kind is Kind.MAXIMUM:
         return np.full(shape, _largest(tensor), dtype)
-    if kind is Kind.NAN and tensor.data_type in _FLOATS:
+    if kind is Kind.NAN and tensor.data_type in FLOATS:
         return np.full(shape, np.nan, dtype)
     return np.full(shape, kind is Kind.ONES, dtype)
 
 
 def _largest(tensor: TensorSpec) -> float:
-    if tensor.data_type in _FLOATS:
+    if tensor.data_type in FLOATS:
         return 3.0e4 if tensor.data_type is DataType.FP16 else 1e30
     dtype: Any = NUMPY_DTYPES[tensor.data_type]  # of integers, which its type does not say
     return int(np.iinfo(dtype).max) if tensor.measures else 1

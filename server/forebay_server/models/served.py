@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Final
 from forebay_server.config.tree import BucketsConfig, ModelConfig
 from forebay_server.engines import buckets
 from forebay_server.errors import ConfigError, InvalidRequest
-from forebay_server.tensors import FREE, ModelSpec
+from forebay_server.tensors import FREE, Bucket, ModelSpec
 
 if TYPE_CHECKING:
     from forebay_server.models.loaded import Loaded
 
-Bucket = tuple[tuple[int, ...], ...]
 NO_SPEC: Final = ModelSpec(inputs=(), outputs=(), batched=False)
 
 

@@ -11,10 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from forebay_server.engines.base import EngineBatch, EngineDead, Instance, ModelLoadError, OutOfMemory
-from forebay_server.engines.python import OutputMismatch
-from forebay_server.models.samples import USUAL, Bucket, Kind, batch_of, bytes_of
-from forebay_server.tensors import FREE, Array, ModelSpec
+from forebay_server.engines.base import EngineBatch, EngineDead, Instance, ModelLoadError, OutOfMemory, OutputMismatch
+from forebay_server.models.samples import USUAL, Kind, batch_of, bytes_of
+from forebay_server.tensors import FREE, Array, Bucket, ModelSpec
 
 Measurement = tuple[Bucket, int, float]
 """(bucket, rows, seconds in the engine)."""

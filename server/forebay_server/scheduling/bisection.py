@@ -13,6 +13,7 @@ Requests that were cancelled or have expired meanwhile do not run again.
 """
 
 from forebay_server.errors import EngineRestarted, EngineUnavailable, ForebayError, InputRejected
+from forebay_server.scheduling.outcomes import Died, Faulted, NoMemory, Rejected
 from forebay_server.scheduling.queue import Lane, Split
 from forebay_server.scheduling.request import Batch, Part, Reason, State
 from forebay_server.scheduling.slots import Slot, start
@@ -20,52 +21,6 @@ from forebay_server.scheduling.state import Books, Model, reckon
 
 MEMORY_RECOVERY = 100
 """Good batches for one row more."""
-
-
-class Succeeded:
-    """The engine answered. `outputs` is opaque to the core."""
-
-    __slots__ = ("outputs",)
-
-    def __init__(self, outputs: object) -> None:
-        self.outputs = outputs
-
-
-class Faulted:
-    """Something went wrong that some row may have caused. `error` is for the culprit."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: ForebayError) -> None:
-        self.error = error
-
-
-class Rejected:
-    """The engine refuses some rows of the batch; None if it can't tell which. `message` is for their callers."""
-
-    __slots__ = ("message", "rows")
-
-    def __init__(self, message: str, rows: list[int] | None) -> None:
-        self.message = message
-        self.rows = rows
-
-
-class NoMemory:
-    """The batch was too large for the device."""
-
-    __slots__ = ()
-
-
-class Died:
-    """The instance will never answer again, nor will any other on `device`, if that is named."""
-
-    __slots__ = ("device",)
-
-    def __init__(self, device: str = "") -> None:
-        self.device = device
-
-
-Outcome = Succeeded | Faulted | Rejected | NoMemory | Died
 
 
 class Inquest:

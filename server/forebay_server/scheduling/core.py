@@ -9,8 +9,8 @@ Requests to the same model with equal shapes and parameters may share a batch; t
 *flows*, a (tenant, priority) each. Between flows a start-time fair queue in units of predicted engine seconds decides,
 inside a flow the earliest deadline as far as that is near (`shares`, `queue`). *Jobs* are a level below: they get slots
 that online requests leave empty. A request is let in if there is room for it and its deadline can be met (`admission`);
-an idle instance takes the best batch there is (`forming`); a batch that fails is cut up until the culprit is alone
-(`bisection`).
+an idle instance takes the best batch there is (`forming`); a batch that went well gives its requests their results
+(`completing`), and one that failed is cut up until the culprit is alone (`bisection`).
 
 Life of a request
 -----------------
@@ -26,18 +26,20 @@ Threads: all calls come from one thread.
 import random as random_module
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
-from forebay_server.errors import DeadlineExpired, EngineUnavailable, ForebayError, ModelNotFound, VersionNotFound
-from forebay_server.scheduling import admission, bisection, forming
-from forebay_server.scheduling.bisection import Died, Outcome, Succeeded
-from forebay_server.scheduling.events import BATCH, DONE, MOST, OK, SERVED, Event
+from forebay_server.errors import EngineUnavailable, ForebayError
+from forebay_server.scheduling import admission, bisection, completing, forming, lanes, waking
+from forebay_server.scheduling.completing import Completion
+from forebay_server.scheduling.events import BATCH, MOST, Event
+from forebay_server.scheduling.figures import ModelFigures, Pace, figures_of, pace_of
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Died, Outcome, Succeeded
 from forebay_server.scheduling.policy import Bucket, ModelKey, ModelPolicy, ServerPolicy
-from forebay_server.scheduling.queue import Lane, Split
-from forebay_server.scheduling.request import Batch, Level, Part, Request, State
+from forebay_server.scheduling.queue import Lane
+from forebay_server.scheduling.request import Batch, Request, State
 from forebay_server.scheduling.slots import Slot, patience, step
-from forebay_server.scheduling.state import TRUST, Books, Model, reckon
+from forebay_server.scheduling.state import Books, Model, reckon
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     # `admit` refuses it, or queues it.
@@ -55,45 +57,8 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.REFUSED: frozenset(),
 }
 
-Piece = tuple[int, Any, int, int]
-"""(first row of the request, outputs of its batch, first row in them, rows)."""
-Completion = tuple[Request, int, list[Piece] | None]
-"""A request that has its result: the row of the batch's outputs at which it begins; or, if it ran in parts, them."""
-
-RUNNING = State.RUNNING
-SUCCEEDED = State.SUCCEEDED
-_APART = "apart"
 _FREE_RECKONING = 16
 """A lane's cap is worked out again after each of its first batches, then after each sixteenth."""
-
-
-_NEAR_END = 0.9
-"""The part of its predicted time after which a batch may be done at any moment."""
-
-
-class ModelFigures(NamedTuple):
-    """What a model holds now."""
-
-    queued_rows: int
-    held_bytes: int
-    running_batches: int
-    lanes: int
-    instances: int
-    usable_instances: int
-    wait_margin: float
-    running_since: tuple[float, ...]
-    """When each instance that runs a batch was given it, or had done with the one before; monotonic seconds."""
-
-
-class Pace(NamedTuple):
-    """About how fast a model is."""
-
-    rows: int
-    """Of a full batch."""
-    instances: int
-    """Usable ones."""
-    row_seconds: float
-    """Engine seconds per row of a full batch; positive."""
 
 
 class Core:
@@ -163,17 +128,7 @@ class Core:
 
     def lane(self, key: ModelKey, bucket: Bucket, parameters: Mapping[str, Any] | None = None) -> Lane | ForebayError:
         """The lane for requests of a shape; the same object for equal arguments while it is in use."""
-        model = self._books.models.get(key)
-        if model is None:
-            return self._no_model(key)
-        place = (bucket, _comparable(parameters) if parameters else None)
-        lane = model.lanes.get(place)
-        if lane is None:
-            if len(model.lanes) >= model.policy.max_lanes and not _drop_lane(model):
-                return admission.shed_error(self._books, next(iter(model.lanes.values())), 1)
-            lane = model.lanes[place] = Lane(model, key, bucket, parameters)
-            reckon(lane)
-        return lane
+        return lanes.find(self._books, key, bucket, parameters)
 
     def apart(self, lane: Lane) -> Lane:
         """A lane for what must not share a batch with others of `lane`: same model, bucket and parameters.
@@ -182,28 +137,14 @@ class Core:
         one has ended. Only jobs belong there, so no online request comes in beside it. It is made in any case: if the
         model has as many lanes as it may, an idle one is dropped.
         """
-        model = lane.model
-        place = (_APART, lane.bucket, _comparable(lane.parameters) if lane.parameters else None)
-        found = model.lanes.get(place)
-        if found is None:
-            if len(model.lanes) >= model.policy.max_lanes:
-                _drop_lane(model)
-            found = model.lanes[place] = Lane(model, lane.key, lane.bucket, lane.parameters)
-            reckon(found)
-        return found
+        return lanes.apart(lane)
 
     def outage(self, key: ModelKey) -> ForebayError | None:
         """Why a model runs nothing now: it is not served, or no instance of it is usable. None if it does."""
         model = self._books.models.get(key)
         if model is None:
-            return self._no_model(key)
+            return lanes.no_model(self._books, key)
         return None if model.usable else admission.no_instance(self._books, model)
-
-    def _no_model(self, key: ModelKey) -> ForebayError:
-        name, version = key
-        if any(other == name for other, _ in self._books.models):
-            return VersionNotFound(f"model {name!r} has no version {version}")
-        return ModelNotFound(f"there is no model {name!r}")
 
     # --- Requests -------------------------------------------------------------------------------------------------
 
@@ -248,7 +189,7 @@ class Core:
         state = request.state
         if state is State.WAITING:
             self._books.withdraw(request, State.CANCELLED)
-        elif state is RUNNING:
+        elif state is State.RUNNING:
             request.state = State.CANCELLED
         else:
             return False
@@ -305,67 +246,11 @@ class Core:
                 bisection.recover(lane)
             if lane.batches < _FREE_RECKONING or lane.batches % _FREE_RECKONING == 0:
                 reckon(lane)
-            return self._completions(batch, outcome.outputs, now)
+            return completing.completions(books, batch, outcome.outputs, now)
         bisection.failed(books, slot, batch, outcome, now)
         if not model.usable:
             bisection.fail_all(books, model, admission.no_instance(books, model), now)
         return []
-
-    def _completions(self, batch: Batch, outputs: Any, now: float) -> list[Completion]:
-        """Ends the requests of a batch that went well."""
-        books = self._books
-        arrivals: tuple[list[float], ...] = ([], [], [])  # by method
-        done: list[Completion] = []
-        nbytes = 0
-        row = 0
-        for part in batch.parts:
-            request = part.request
-            if request.scheduled is not None:
-                if self._part_done(batch, part, outputs, row, now):
-                    done.append((request, 0, request.scheduled.pieces))
-                books.give_back(part)
-            else:
-                nbytes += request.nbytes
-                if request.state is RUNNING:
-                    if request.deadline < now:
-                        self._late(request, now)
-                    else:
-                        request.state = SUCCEEDED
-                        done.append((request, row, None))
-                        arrivals[request.method].append(request.arrival)
-            row += part.rows
-        for method, those in enumerate(arrivals):
-            if those:
-                books.events.append((SERVED, batch.lane.key, method, batch.dispatched, now, those))
-        books.held_bytes -= nbytes
-        batch.lane.model.held_bytes -= nbytes
-        return done
-
-    def _part_done(self, batch: Batch, part: Part, outputs: Any, row: int, now: float) -> bool:
-        """Keeps the result of a part; whether its request now has all."""
-        request = part.request
-        if request.state not in (State.WAITING, RUNNING):
-            return False
-        if request.deadline < now:
-            self._late(request, now)
-            return False
-        split: Split = request.scheduled
-        split.pieces.append((part.start, outputs, row, part.rows))
-        split.finished += part.rows
-        if split.finished < request.rows:
-            return False
-        split.pieces.sort(key=lambda piece: piece[0])
-        request.state = SUCCEEDED
-        arrival = request.arrival
-        self._books.events.append(
-            (DONE, request.lane.key, request.method, OK, batch.dispatched - arrival, now - arrival)
-        )
-        return True
-
-    def _late(self, request: Request, now: float) -> None:
-        """The result is there, but after the deadline: nobody may get it."""
-        error = DeadlineExpired("the deadline passed while the request ran")
-        self._books.fail(request, error, State.EXPIRED, now)
 
     def lost(self, instance: int, now: float) -> None:
         """An instance that runs nothing will never run anything again."""
@@ -377,69 +262,19 @@ class Core:
 
     def tick(self, now: float) -> None:
         """Does what only the passing of time brings: requests expire, batches turn out to be stuck."""
-        books = self._books
-        while books.alarms and books.alarms[0][0] <= now:
-            books.ring(now)
-        for slot in books.slots.values():
-            if slot.stuck_at <= now:
-                self._stuck(slot, now)
-
-    def _stuck(self, slot: Slot, now: float) -> None:
-        books, model = self._books, slot.model
-        slot.stuck = True
-        slot.stuck_at = inf
-        if slot in model.usable:
-            model.usable.remove(slot)
-            books.health.append((model.key, len(model.usable), len(model.slots)))
-        error = EngineUnavailable("the model's engine does not answer", ran=True)
-        for batch in (slot.batch, *slot.behind):
-            for part in batch.parts if batch is not None else ():
-                if part.request.state in (State.WAITING, RUNNING):
-                    books.fail(part.request, error, State.FAILED, now)
-        if not model.usable:
-            bisection.fail_all(books, model, EngineUnavailable(error.message), now)
+        waking.tick(self._books, now)
 
     def next_wakeup(self) -> float:
         """When to call `tick` and `next_batch` again even if nothing else happens; infinity: never."""
-        books = self._books
-        at = books.alarms[0][0] if books.alarms else inf
-        for slot in books.slots.values():
-            model = slot.model
-            if slot.batch is not None:
-                at = min(at, slot.stuck_at)
-                if slot.depth > 1 and model.rows and slot.has_room() and slot in model.usable:
-                    at = min(at, slot.look_at, model.start_at)
-            elif model.start_at < at and slot in model.usable:
-                at = model.start_at
-        return at
+        return waking.next_wakeup(self._books)
 
     def online(self, now: float) -> bool:
         """Whether online requests come: two batches of them were formed a short while ago."""
         return forming.online(self._books, now)
 
     def busy_until(self, now: float) -> float:
-        """Until when nothing that comes could run; 0 if it could now.
-
-        That is so while all instances run as many batches as they may and have a full one of online requests waiting,
-        until shortly before the first of these batches should end: what comes by then takes its place among those that
-        wait. Models that have run nothing for a second do not count.
-        """
-        until = inf
-        for slot in self._books.slots.values():
-            batch, model = slot.batch, slot.model
-            if batch is None:
-                if now - model.confirmed < TRUST and not slot.dead:
-                    return 0.0
-            elif batch.lane.tiers[Level.ONLINE].rows < batch.lane.cap:
-                return 0.0
-            elif slot.depth == 1:
-                until = min(until, batch.dispatched + _NEAR_END * (slot.until - batch.dispatched))
-            elif slot.has_room():
-                return 0.0
-            else:
-                ends = slot.until - sum(later.predicted or 0.0 for later in slot.behind)
-                until = min(until, batch.dispatched + _NEAR_END * (ends - batch.dispatched))
-        return 0.0 if until == inf else until
+        """Until when nothing that comes could run; 0 if it could now."""
+        return waking.busy_until(self._books, now)
 
     def drain(self, now: float) -> None:  # noqa: ARG002  every call that changes anything takes the time
         """Refuses what comes from now on, and lets nothing wait for company any more."""
@@ -458,12 +293,8 @@ class Core:
 
     @property
     def events(self) -> list[Event]:
-        """What telemetry takes over, by setting a new list."""
+        """What has happened, oldest first; always the same list, which whoever adds it up clears."""
         return self._books.events
-
-    @events.setter
-    def events(self, events: list[Event]) -> None:
-        self._books.events = events
 
     @property
     def failures(self) -> list[tuple[Request, ForebayError]]:
@@ -539,51 +370,9 @@ class Core:
         return list(self._books.models)
 
     def pace(self, name: str) -> Pace | None:
-        """About how fast a model runs what has no deadline; None if nobody runs it now.
-
-        Of the versions that have a usable instance the largest number counts, and there the lane that has had most
-        batches; before the first batch, the bucket of which costs are known.
-        """
-        served = [model for (other, _), model in self._books.models.items() if other == name and model.usable]
-        if not served:
-            return None
-        model = max(served, key=lambda model: model.key[1])
-        if model.lanes:
-            lane = max(model.lanes.values(), key=lambda lane: lane.batches)
-        else:
-            points = model.costs.points()
-            lane = Lane(model, model.key, points[0].bucket if points else (), None)
-            reckon(lane)
-        return Pace(lane.cap, len(model.usable), lane.row_cost)
+        """About how fast a model runs what has no deadline; None if nobody runs it now."""
+        return pace_of(self._books, name)
 
     def figures(self, key: ModelKey) -> ModelFigures:
         """What a model holds now. Raises KeyError if it is not served."""
-        model = self._books.models[key]
-        running = [slot for slot in model.slots if slot.batch is not None]
-        return ModelFigures(
-            queued_rows=model.rows,
-            held_bytes=model.held_bytes,
-            running_batches=sum(1 + len(slot.behind) for slot in running),
-            lanes=len(model.lanes),
-            instances=len(model.slots),
-            usable_instances=len(model.usable),
-            wait_margin=model.margin,
-            running_since=tuple(max(slot.batch.dispatched, slot.freed) for slot in running if slot.batch is not None),
-        )
-
-
-def _comparable(parameters: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
-    """A key under which only equal parameters of equal types meet (1, 1.0 and True are equal in Python)."""
-    return tuple(sorted((name, type(value).__name__, repr(value)) for name, value in parameters.items()))
-
-
-def _drop_lane(model: Model) -> bool:
-    """Forgets the oldest lane in which nothing waits; False if there is none."""
-    for place, lane in model.lanes.items():
-        if lane.tiers[0].rows == 0 and lane.tiers[1].rows == 0:
-            lane.dropped = True
-            for busy in model.busy:
-                busy.pop(lane, None)
-            del model.lanes[place]
-            return True
-    return False
+        return figures_of(self._books, key)

@@ -1,7 +1,7 @@
 """The tuples that the core leaves for telemetry in `Core.events`. The first item is the kind.
 
-Telemetry takes them with `events, core.events = core.events, []`. The core never waits for it: a list that nobody takes
-is cut at `MOST` and the loss counted. The services leave `REFUSED` and `EXEMPLAR` in a list of their own.
+Telemetry reads a list and clears it (`telemetry.feed`). The core never waits for that: of a list that nobody reads the
+older half is dropped at `MOST`. The services leave `REFUSED` and `EXEMPLAR` in a list of their own.
 """
 
 from typing import Any, Final

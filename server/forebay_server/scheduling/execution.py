@@ -22,7 +22,7 @@ from forebay_server.engines.base import (
     RejectInput,
 )
 from forebay_server.errors import Internal
-from forebay_server.scheduling.bisection import Died, Faulted, NoMemory, Outcome, Rejected, Succeeded
+from forebay_server.scheduling.outcomes import Died, Faulted, NoMemory, Outcome, Rejected, Succeeded
 from forebay_server.scheduling.policy import Bucket
 from forebay_server.scheduling.request import Batch, Part
 from forebay_server.tensors import Array

@@ -14,7 +14,6 @@
    batch of jobs alone is no larger than its throughput needs (`Lane.job_cap`): who comes then waits for it.
 6. With a delay, a lane that is not full yet is left until its oldest request has waited that long, and not if that
    would cost a deadline.
-
 7. An instance of some depth gets a batch behind the one that it runs: at once if that will be full, else when the one
    that runs is nearly done (`slots.EARLY`), because until then it may still grow and can't begin. Deadlines and waits
    count from when it should begin.

@@ -218,11 +218,6 @@ class Tier:
         """No deadline that waits is earlier (kept for models with a delay)."""
         self.sweep_at = _SWEEP_AT
 
-    def enter(self, queue: Queue) -> None:
-        """A queue has something again."""
-        queue.active = True
-        heappush(self.heap, (queue.share.tag, next_serial(), queue))
-
     def first(self) -> Queue | None:
         """The queue with the smallest tag that has something."""
         heap = self.heap

@@ -1,7 +1,7 @@
 """What the scheduler handles: requests, the parts that they are cut into, and the batches that these form.
 
 Plain slotted classes: several of them are made for each request, so a dataclass per event would be felt. `Lane` and
-`Flow` are opaque to everyone but the core (`scheduling.queue` defines them).
+`Queue` are opaque to everyone but the core (`scheduling.queue` defines them).
 """
 
 from collections.abc import Mapping, Sequence

@@ -17,10 +17,10 @@ import structlog
 
 from forebay_server.engines.base import Instance, OverlappingInstance
 from forebay_server.errors import ForebayError, Internal
-from forebay_server.scheduling.bisection import Died, Outcome, Succeeded
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.execution import Clock, Collator, Log, execute
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Died, Outcome, Succeeded
 from forebay_server.scheduling.policy import ModelKey, ModelPolicy
 from forebay_server.scheduling.request import Batch, Request
 from forebay_server.scheduling.worker import OverlappingWorker, Returned, Worker

@@ -1,7 +1,8 @@
 """The scheduler's books: what the core's modules read and write, and the few moves that several of them make.
 
 `Books` is everything there is; `Model` and `Slot` are its parts. No decisions here: `admission` lets in, `forming` puts
-batches together, `bisection` deals with failures, `core` is the door to all of it.
+batches together, `completing` and `bisection` deal with their outcomes, `waking` with time, and `core` is the door to
+all of it.
 """
 
 from collections import deque

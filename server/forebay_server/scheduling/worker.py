@@ -15,8 +15,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from forebay_server.engines.base import Instance, OverlappingInstance
-from forebay_server.scheduling.bisection import Died, Outcome
 from forebay_server.scheduling.execution import Clock, Collator, Log, Ticket, collect, execute, issue
+from forebay_server.scheduling.outcomes import Died, Outcome
 from forebay_server.scheduling.request import Batch
 
 Returned = deque[tuple[int, Batch | None, Outcome]]

@@ -18,15 +18,13 @@ from forebay_server.errors import ForebayError, Internal
 from forebay_server.services.pending import Inference
 from forebay_server.services.status import CODE_NAMES
 from forebay_server.telemetry.sampling import Sampler
+from forebay_server.telemetry.tracing.context import KEY, parse
 from forebay_server.wire.port import Metadata
 
 REFUSED: Final = "request_refused"
 FAILED: Final = "request_failed"
 MAX_ID: Final = 128
 """Characters of a request's id; longer ones are cut."""
-TRACEPARENT: Final = "traceparent"
-TRACE_ID: Final = slice(3, 35)
-"""Where a `traceparent` has the id of the trace."""
 SAMPLED: Final = "sampled"
 """The key by which a line says that it has been through a sampler."""
 
@@ -137,8 +135,7 @@ def _echo_in(tail: bytes) -> str:
 def _trace_id(metadata: Metadata | None) -> str:
     """The id of the trace that the caller is in; empty if it is in none, or says so in a form that is not W3C's."""
     for key, value in metadata or ():
-        if key == TRACEPARENT and isinstance(value, str):
-            ident = value[TRACE_ID]
-            fine = len(ident) == 32 and all(letter in "0123456789abcdef" for letter in ident)
-            return ident if fine else ""
+        if key == KEY:
+            parent = parse(value)
+            return "" if parent is None else f"{parent.trace_id:032x}"
     return ""

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from forebay_server.tensors import FREE, ITEM_SIZES, NUMPY_DTYPES, DataType, TensorSpec, decode_bytes_elements
+from forebay_server.tensors import FLOATS, FREE, ITEM_SIZES, NUMPY_DTYPES, DataType, TensorSpec, decode_bytes_elements
 
 MAX_READABLE: Final = 4096
 """Elements of a tensor that travels as `numbers` or `strings`."""
@@ -18,8 +18,6 @@ MAX_BYTES_ELEMENTS: Final = 65_536
 
 RawInput = bytes | list[bytes]
 """Raw little-endian bytes, or the elements of a BYTES tensor."""
-
-_FLOATS = frozenset((DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64))
 
 
 class InputRule:
@@ -55,7 +53,7 @@ class InputRule:
         """Bytes of one row if they are fixed and not 0."""
         if self.item and FREE not in self.row:
             self.row_bytes = self.item * product(self.row) or None
-        self.reject_nan = reject_nan and spec.data_type in _FLOATS
+        self.reject_nan = reject_nan and spec.data_type in FLOATS
         self.inspect = self.reject_nan or spec.data_type == DataType.BOOL
         """Whether the data itself has to be looked at."""
 
@@ -90,7 +88,7 @@ def from_numbers(  # noqa: PLR0911  # a list of refusals
     if count != product(shape, stop=MAX_READABLE):
         return b"", f"{count} of them do not fill shape {list(shape)}"
     dtype = NUMPY_DTYPES[DataType(rule.data_type)]
-    if rule.data_type in _FLOATS:
+    if rule.data_type in FLOATS:
         wide = np.array(numbers, np.float64)
         with np.errstate(over="ignore"):
             narrow = wide.astype(dtype)

@@ -44,6 +44,8 @@ _FRAMES: dict[int, tuple[bytes, bytes]] = {}
 (ITEM_TIMEOUT,) = _tag(inference_pb2.StreamItem, "timeout")
 (_ITEM_CONTEXT,) = _tag(inference_pb2.StreamItem, "traceparent")
 
+MAX_SECONDS: Final = 315_576_000_000
+"""About 10,000 years: no `Duration` may be longer."""
 MAX_TIMEOUTS: Final = 4096
 """Distinct timeouts of items that are remembered."""
 _TIMEOUTS: dict[bytes, float] = {}

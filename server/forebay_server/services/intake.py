@@ -1,8 +1,8 @@
 """From a `PredictRequest` to a request that the scheduler takes: the one mechanism behind unary calls and stream items.
 
 `Intake.build` resolves the model, checks the message, chooses queue and encoder, and makes an `Inference`, of which
-`inference` and `streams` have a subclass each that knows where the answer goes. What depends on the model version only
-is worked out once, in a `Plan`. Runs in the dispatcher thread.
+`inference`, `item` and `job_requests` have a subclass each that knows where the answer goes. What depends on the model
+version only is worked out once, in a `Plan`. Runs in the dispatcher thread.
 """
 
 import math

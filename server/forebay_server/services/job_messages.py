@@ -18,10 +18,8 @@ from forebay.v1 import inference_pb2, job_pb2, job_service_pb2
 from forebay_server.errors import InvalidRequest
 from forebay_server.jobs.states import JobState
 from forebay_server.jobs.store import Found, Job
+from forebay_server.services.framing import MAX_SECONDS
 from forebay_server.varint import varint
-
-MAX_SECONDS: Final = 315_576_000_000
-"""No `Duration` may be longer."""
 
 Prospect = tuple[int, float | None]
 """About how many jobs are ahead, and about how many seconds it waits; None: not known."""

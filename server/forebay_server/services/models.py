@@ -147,7 +147,7 @@ class ModelService:
         """
         check_name(name)
         if name not in self._models.names():
-            raise errors.ModelNotFound(f"there is no model {name!r}")
+            raise errors.ModelNotFound(f"no model is called {name!r}")
         return self._versions(name)
 
     def _model(self, name: str, versions: Iterable[ServedModel]) -> model_pb2.Model:

@@ -1,7 +1,7 @@
 """A request that came as a message, and waits for its response.
 
-`services.intake` makes it; `services.inference` and `services.item` have a subclass each that knows where the answer
-goes.
+`services.intake` makes it; `services.inference`, `services.item` and `services.job_requests` have a subclass each that
+knows where the answer goes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,7 @@ from forebay_server.scheduling.request import Batch, Level, Request, State
 from forebay_server.services.codec import Encoder, Outputs, timings_part
 
 Completion = tuple[Any, int, Any]
-"""As `scheduling.core.Completion`."""
+"""As `scheduling.completing.Completion`."""
 
 
 class Inference(Request):

@@ -48,7 +48,7 @@ class CostPoint(Protocol):
 
 
 class Figures(Protocol):
-    """What a model version is doing now; `scheduling.core.ModelFigures`."""
+    """What a model version is doing now; `scheduling.figures.ModelFigures`."""
 
     @property
     def queued_rows(self) -> int:

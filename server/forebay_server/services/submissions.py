@@ -19,12 +19,10 @@ from google.protobuf import duration_pb2
 from forebay.v1 import inference_pb2, job_service_pb2
 from forebay_server.errors import InvalidRequest
 from forebay_server.jobs.store import Submit, Webhook
-from forebay_server.services.framing import length_at, seconds_of
+from forebay_server.services.framing import MAX_SECONDS, length_at, seconds_of
 from forebay_server.services.intake import Intake, priority_of
 from forebay_server.services.validation import MAX_REQUEST_ID
 
-MAX_DURATION: Final = 315_576_000_000
-"""Seconds, about 10,000 years: no `Duration` may be longer."""
 MAX_EXPIRE_AFTER: Final = 10 * 365.25 * 86_400.0
 """Seconds, 10 years: a job that nobody needs before is a mistake."""
 
@@ -164,7 +162,7 @@ def checked_seconds(
         positive: Whether 0 is wrong, too.
     """
     seconds, nanos = duration.seconds, duration.nanos
-    if abs(seconds) > MAX_DURATION or abs(nanos) > 999_999_999 or (seconds > 0 > nanos) or (seconds < 0 < nanos):
+    if abs(seconds) > MAX_SECONDS or abs(nanos) > 999_999_999 or (seconds > 0 > nanos) or (seconds < 0 < nanos):
         violations.append((field, "is no valid duration"))
         return 0.0
     value = seconds_of(duration)

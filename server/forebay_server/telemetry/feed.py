@@ -20,7 +20,9 @@ ABSORB_JOBS_AT: Final = 32
 class Source(Protocol):
     """Who has a list of events; `scheduling.core.Core`."""
 
-    events: list[tuple[Any, ...]]
+    @property
+    def events(self) -> list[tuple[Any, ...]]:
+        """Always the same list; it is emptied here."""
 
 
 class Feed:

@@ -1,7 +1,7 @@
 """The default adapter: `wire.port.Wire` on our own Rust extension, `forebay_native`.
 
 Thin: sockets, TLS, HTTP/2, framing, limits and queues are in the crate (`server/native`), off the GIL. Only this module
-imports it. `app` chooses between it and `wire.aio`.
+imports it. `wire.choose` decides between it and `wire.aio`.
 """
 
 import faulthandler

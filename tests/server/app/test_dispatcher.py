@@ -11,6 +11,7 @@ from forebay_server.app.dispatcher import TIMED_WAIT, Dispatcher, DispatcherEnde
 from forebay_server.services.service import Endpoint, Service
 from forebay_server.wire import port
 from forebay_server.wire.port import Figures, Method, MethodKind
+from tests.waiting import eventually
 
 
 class Wire:
@@ -223,9 +224,7 @@ def test_a_fault_of_the_loop_is_told():
 
     rig.runner.act = die
     rig.wire.wake()
-    end = time.monotonic() + 5
-    while not rig.faults and time.monotonic() < end:
-        time.sleep(0.005)
+    eventually(lambda: rig.faults, "the fault is told")
     assert rig.faults == ["fault"]
     with pytest.raises(DispatcherEnded):
         rig.dispatcher.call(lambda: None)

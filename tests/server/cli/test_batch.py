@@ -57,7 +57,7 @@ def test_all_rows_come_back_in_order(send, tmp_path, via, size):
 def test_the_output_is_that_of_predict(send, forebay, server, via, output):
     """Byte by byte, in each format."""
     send(numbered(10), "--via", via, "--rows", "3", output=output)
-    forebay("predict", "--address", server.address, "--model", "double", "--input", "x.npy", "--output", f"p{output}")
+    forebay("predict", "double", "x.npy", "--address", server.address, "--output", f"p{output}")
 
     with open(output, "rb") as ours, open(f"p{output}", "rb") as theirs:  # noqa: PTH123  # two at a time
         assert ours.read() == theirs.read()
@@ -222,7 +222,7 @@ def test_a_server_that_stays_away_is_told_with_what_to_do(send, server, monkeypa
     """And nothing is lost."""
     monkeypatch.setattr("forebay_client._retries.OUTAGE", 0.3)
     monkeypatch.setattr("forebay_server.cli.chunks.OUTAGE", 0.3)
-    monkeypatch.setattr("forebay_server.cli.chunks.SUBMIT_DEADLINE", 0.3)
+    monkeypatch.setattr("forebay_server.cli.chunks.SUBMIT_DEADLINE", 3.0)
     np.save("x.npy", numbered(4))
     if via == "jobs":
         server.jobs.refusals = [UNAVAILABLE] * 1000

@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from forebay_server.cli import guard, root
+from tests.waiting import eventually
 
 
 def run(*arguments, **environment):
@@ -34,7 +34,7 @@ def run(*arguments, **environment):
         (["serve", "nowhere.onnx"], 2, "nowhere.onnx: no such file"),
         (["serve", "--set", "server.wires=x", "synthetic:"], 2, "--set: server.wires is not a setting"),
         (["sevre"], 2, "No such command 'sevre'"),
-        (["predict"], 2, "Missing option '--input'"),
+        (["predict"], 2, "Missing argument 'MODEL'"),
         (["health", "--address", "127.0.0.1:1"], 1, "UNAVAILABLE: "),
         (["models", "--tls-ca", "nowhere.pem"], 2, "Invalid value for '--tls-ca'"),
         (["models", "--tls-cert", __file__], 2, "--tls-cert and --tls-key go together"),
@@ -81,13 +81,11 @@ def test_a_reader_that_goes_away_is_no_fault():
 def test_control_c_is_quiet(server, tmp_path):
     """Code 130, whatever the command was doing."""
     (tmp_path / "x.csv").write_text("1,2\n")
-    arguments = ["predict", "--model", "slow", "--input", str(tmp_path / "x.csv"), "--address", server.address]
+    arguments = ["predict", "slow", str(tmp_path / "x.csv"), "--address", server.address]
     with subprocess.Popen(
         [sys.executable, "-m", "forebay_server", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        end = time.monotonic() + 30
-        while len(server.log.requests) < 2 and time.monotonic() < end:
-            time.sleep(0.01)
+        eventually(lambda: len(server.log.requests) >= 2, "the command calls", 30)
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=30)
 

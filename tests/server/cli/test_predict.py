@@ -15,20 +15,17 @@ def sent(forebay, server, tmp_path):
 
     def send(command, rows, *options, output="-", model="double"):
         np.save(tmp_path / "x.npy", np.asarray(rows, np.float32))
-        return forebay(
-            command, "--address", server.address, "--model", model, "--input", tmp_path / "x.npy",
-            "--output", output, *options,
-        )  # fmt: skip
+        return forebay(command, model, tmp_path / "x.npy", "--address", server.address, "--output", output, *options)
 
     return send
 
 
 @COMMANDS
-@pytest.mark.parametrize("batch_rows", ["1", "7"])
-def test_all_rows_come_back_in_order(sent, tmp_path, command, batch_rows):
+@pytest.mark.parametrize("size", ["1", "7"])
+def test_all_rows_come_back_in_order(sent, tmp_path, command, size):
     """Whatever the number of rows in a request."""
     rows = np.arange(200, dtype=np.float32).reshape(100, 2)
-    ended = sent(command, rows, "--batch-rows", batch_rows, output=tmp_path / "y.npz")
+    ended = sent(command, rows, "--rows", size, output=tmp_path / "y.npz")
 
     assert (ended.code, ended.out) == (0, "")
     assert ended.err.startswith("100 rows in ")
@@ -41,7 +38,7 @@ def test_all_rows_come_back_in_order(sent, tmp_path, command, batch_rows):
 @COMMANDS
 def test_failed_rows_are_counted_and_the_others_kept(sent, tmp_path, command):
     """Code, reason and count on stderr; NaN and `failed_rows` in the file; exit code 1."""
-    ended = sent(command, [[1, 0], [-1, 0], [2, 0], [-2, 0], [-1, 0]], "--batch-rows", "1", output=tmp_path / "y.npz")
+    ended = sent(command, [[1, 0], [-1, 0], [2, 0], [-2, 0], [-1, 0]], "--rows", "1", output=tmp_path / "y.npz")
 
     assert ended.code == 1
     assert ended.err.splitlines()[1:] == [
@@ -57,7 +54,7 @@ def test_failed_rows_are_counted_and_the_others_kept(sent, tmp_path, command):
 @COMMANDS
 def test_json_goes_to_stdout(sent, command):
     """Nulls for rows without a result, and why."""
-    ended = sent(command, [[1, 0], [-1, 0]], "--batch-rows", "1")
+    ended = sent(command, [[1, 0], [-1, 0]], "--rows", "1")
 
     assert json.loads(ended.out) == {
         "model": "double",
@@ -73,7 +70,7 @@ def test_json_goes_to_stdout(sent, command):
 @COMMANDS
 def test_csv_has_a_line_for_each_row(sent, tmp_path, command):
     """A failed one is empty."""
-    sent(command, [[1, 2], [-1, 0], [3, 4]], "--batch-rows", "1", output=tmp_path / "y.csv")
+    sent(command, [[1, 2], [-1, 0], [3, 4]], "--rows", "1", output=tmp_path / "y.csv")
 
     with (tmp_path / "y.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["y.0", "y.1"], ["2.0", "4.0"], ["", ""], ["6.0", "8.0"]]
@@ -99,7 +96,7 @@ def test_a_drained_stream_goes_on(sent, server, tmp_path):
     """It is opened again, and sends what has no answer."""
     server.log.script = "drain"
     rows = np.ones((500, 2), np.float32)
-    ended = sent("stream", rows, "--window", "4", output=tmp_path / "y.npz")
+    ended = sent("stream", rows, "--in-flight", "4", output=tmp_path / "y.npz")
 
     assert ended.code == 0
     assert ended.err.endswith("0 failed\n")
@@ -108,26 +105,26 @@ def test_a_drained_stream_goes_on(sent, server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "sentence"),
+    ("arguments", "code", "sentence"),
     [
-        (["--model", "nobody"], 1, "NOT_FOUND: no such model"),
-        (["--model", "double", "--version", "9"], 1, "model 'double' has no version '9'"),
-        ([], 2, "the server has not just one model; name one with --model (double, echo, many, slow)"),
+        (["nobody", "x.npy"], 1, "NOT_FOUND: no such model"),
+        (["double", "x.npy", "--version", "9"], 1, "the model 'double' has no version '9'"),
+        (["double"], 2, "Missing argument '[NAME=]FILE...'"),
         (
-            ["--model", "double", "--deadline", "0"],
+            ["double", "x.npy", "--deadline", "0"],
             2,
             "Invalid value for '--deadline': 0 is not a positive number of seconds",
         ),
-        (["--model", "double", "--output", "y.txt"], 2, "y.txt: results are written as .npz, .npy, .json, .csv"),
-        (["--model", "double", "--output", "nowhere/y.npz"], 2, "nowhere/y.npz: there is no folder nowhere"),
-        (["--model", "many"], 2, "x.npy: the model takes a, b, and the file does not say which one it is for"),
+        (["double", "x.npy", "--output", "y.txt"], 2, "y.txt: results are written as .npz, .npy, .json, .csv"),
+        (["double", "x.npy", "--output", "nowhere/y.npz"], 2, "nowhere/y.npz: there is no folder nowhere"),
+        (["many", "x.npy"], 2, "x.npy: the model takes a, b, and the file does not say which one it is for"),
     ],
 )
-def test_what_cannot_be_sent_is_one_sentence(forebay, server, tmp_path, monkeypatch, options, code, sentence):
+def test_what_cannot_be_sent_is_one_sentence(forebay, server, tmp_path, monkeypatch, arguments, code, sentence):
     """Before anything is sent."""
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", np.ones((1, 2), np.float32))
-    ended = forebay("predict", "--address", server.address, "--input", "x.npy", *options)
+    ended = forebay("predict", "--address", server.address, *arguments)
 
     assert (ended.code, ended.out) == (code, "")
     assert ended.err.startswith(f"forebay: {sentence}")

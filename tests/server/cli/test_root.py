@@ -8,8 +8,8 @@ from forebay_server.cli.root import COMMANDS, GROUPS
 NOBODY = "127.0.0.1:1"
 
 CALLING = {
-    "predict": ["--input", "x.npy"],
-    "stream": ["--input", "x.npy"],
+    "predict": ["model", "x.npy"],
+    "stream": ["model", "x.npy"],
     "batch": ["model", "x.npy", "-o", "y.npy"],
     "submit": ["model", "x.npy"],
     "result": ["f" * 32],
@@ -78,7 +78,7 @@ def test_an_address_that_is_none(forebay):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["predict", "--model", "double", "--input", "nowhere.npy"],
+        ["predict", "double", "nowhere.npy"],
         ["submit", "double", "nowhere.npy"],
         ["batch", "double", "nowhere.npy", "-o", "y.npy"],
     ],

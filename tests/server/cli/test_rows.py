@@ -176,7 +176,7 @@ def test_a_model_without_batches_gets_a_request_for_each_row(file):
         (VECTOR, "x.npy", np.array([[1j, 2]]), "takes FP32, not complex128"),
         (VECTOR, "x.npy", np.array([[1e300, 2]]), r"takes FP32, which can't hold 1e\+300"),
         (TWO, "x.csv", "1,2\n", "the model takes age, x, and the file does not say which one it is for"),
-        (TWO, "x.json", {"age": [1]}, "nothing is given for the input 'x'; use --input x=FILE"),
+        (TWO, "x.json", {"age": [1]}, "nothing is given for the input 'x'; give it x=FILE"),
         (TWO, "x.json", {"age": [1], "x": [[1, 2], [3, 4]]}, "differ in their number of rows: age has 1, x has 2"),
         (version(("x", "UINT8", (-1,))), "x.json", [256], "takes UINT8, which can't hold 256"),
         (version(("x", "UINT8", (-1,))), "x.csv", "x\n1\n256\n", "row 1: '256' is not a UINT8 value|can't hold 256"),

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from forebay_server.engines.base import EngineBatch, ModelLoadError, RejectInput
-from forebay_server.engines.python import OutputMismatch, PythonEngine, model
+from forebay_server.engines.base import EngineBatch, ModelLoadError, OutputMismatch, RejectInput
+from forebay_server.engines.python import PythonEngine, model
 from forebay_server.tensors import FREE, DataType, ModelSpec, TensorSpec
 
 HEADER = """

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from forebay_server.jobs import claiming as module
 from forebay_server.jobs.claiming import MOST_JOBS, SUSPECT_PAUSE, Claiming, wanted, weight
 from forebay_server.jobs.store import Flow
-from forebay_server.scheduling.core import Pace
+from forebay_server.scheduling.figures import Pace
 from forebay_server.scheduling.request import Priority
 
 

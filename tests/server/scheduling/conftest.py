@@ -4,9 +4,9 @@ from math import inf
 
 import pytest
 
-from forebay_server.scheduling.bisection import Faulted, Succeeded
 from forebay_server.scheduling.core import TRANSITIONS, Core
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Faulted, Succeeded
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy
 from forebay_server.scheduling.request import Level, Priority, Request, State
 

@@ -74,7 +74,8 @@ class Side:
 
     def seen(self):
         core = self.world.core
-        events, core.events = core.events, []
+        events = core.events.copy()
+        core.events.clear()
         failed = [(request.name, request.error.reason) for request in self.world.settle()]
         figures = [
             [getattr(request, name, None) for name in ("state", "cost", "expected", "due")] for request in self.requests

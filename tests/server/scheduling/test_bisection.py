@@ -5,7 +5,7 @@ from math import ceil, inf, log2
 import pytest
 
 from forebay_server.errors import EngineRestarted, EngineUnavailable, InputRejected, Internal
-from forebay_server.scheduling.bisection import Died, Faulted, NoMemory, Rejected
+from forebay_server.scheduling.outcomes import Died, Faulted, NoMemory, Rejected
 from forebay_server.scheduling.request import State
 
 

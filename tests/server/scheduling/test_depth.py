@@ -6,9 +6,9 @@ The model takes 10 ms and 1 ms per row, 18 ms for a full batch of 8.
 import pytest
 
 from forebay_server.errors import DeadlineUnreachable, EngineRestarted, EngineUnavailable, Internal
-from forebay_server.scheduling.bisection import Died, Faulted, NoMemory, Succeeded
 from forebay_server.scheduling.events import BATCH
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Died, Faulted, NoMemory, Succeeded
 from forebay_server.scheduling.policy import ModelPolicy
 from forebay_server.scheduling.request import Reason, State
 from tests.server.scheduling.conftest import BUCKET, KEY, OTHER_BUCKET

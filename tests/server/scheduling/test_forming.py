@@ -5,9 +5,9 @@ from math import inf
 import pytest
 
 from forebay_server.errors import DeadlineExpired
-from forebay_server.scheduling.bisection import Succeeded
 from forebay_server.scheduling.forming import RECENT
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Succeeded
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.scheduling.request import Level, Priority, Reason, State
 

@@ -3,10 +3,10 @@
 import pytest
 
 from forebay_server.errors import EngineUnavailable, TenantQuota
-from forebay_server.scheduling.bisection import Died, NoMemory
-from forebay_server.scheduling.core import Pace
+from forebay_server.scheduling.figures import Pace
 from forebay_server.scheduling.forming import RECENT
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Died, NoMemory
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.scheduling.request import Level
 

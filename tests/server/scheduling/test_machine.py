@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from forebay_server.errors import DeadlineExpired, Internal
-from forebay_server.scheduling.bisection import Died, Faulted, NoMemory, Rejected, Succeeded
 from forebay_server.scheduling.core import TRANSITIONS, Core
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.outcomes import Died, Faulted, NoMemory, Rejected, Succeeded
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.scheduling.queue import HORIZON
 from forebay_server.scheduling.request import Level, Priority, Request, State

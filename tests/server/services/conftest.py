@@ -147,7 +147,7 @@ class Catalogue:
 
     def resolve(self, name, version):
         if name not in self.models:
-            raise errors.ModelNotFound(f"there is no model {name!r}")
+            raise errors.ModelNotFound(f"no model is called {name!r}")
         served = self.models[name]
         if version not in ("", str(served.version)):
             raise errors.VersionNotFound(f"there is no version {version!r}")

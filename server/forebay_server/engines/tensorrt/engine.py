@@ -70,6 +70,8 @@ class TensorRtEngine:
         self.device = "cuda"
         self.always_worker = True
         self.batch_sizes: Sequence[int] = ()
+        self.holds_gil = False
+        self.max_batch_size = 0
 
     def load(self) -> ModelSpec:
         """Finds the device, then the plan, checks it, and loads it."""

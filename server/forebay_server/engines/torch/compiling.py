@@ -129,7 +129,7 @@ def _bounded(made: Profile, max_batch: int) -> Profile:
     if made.batch is None:
         if max_batch:
             raise ModelLoadError(
-                "--max-batch: the program has no batch dimension: dimension 0 must be free (torch.export.Dim), "
+                "--max-batch-size: the program has no batch dimension: dimension 0 must be free (torch.export.Dim), "
                 "and the same in all inputs and outputs"
             )
         return made
@@ -137,7 +137,9 @@ def _bounded(made: Profile, max_batch: int) -> Profile:
     if bounds.least > UNBOUNDED_FROM:
         raise ModelLoadError(f"the program takes batches of {bounds} rows, but must take one row; export it with min=1")
     if bounds.most is not None and max_batch > bounds.most:
-        raise ModelLoadError(f"--max-batch: {max_batch} is above {bounds.most}, which the program was exported for")
+        raise ModelLoadError(
+            f"--max-batch-size: {max_batch} is above {bounds.most}, which the program was exported for"
+        )
     rows = Range(1, max_batch or bounds.most or DEFAULT_MAX_BATCH)
     return msgspec.structs.replace(made, dimensions={**made.dimensions, made.batch: rows})
 

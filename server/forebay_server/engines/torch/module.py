@@ -15,8 +15,8 @@ mapping by their names. It runs in inference mode, after `eval()`, and must not 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from forebay_server.engines.base import ModelLoadError, ParameterValue
-from forebay_server.engines.python import OutputMismatch, guarded, resolve
+from forebay_server.engines.base import ModelLoadError, OutputMismatch, ParameterValue
+from forebay_server.engines.objects import guarded, resolve
 from forebay_server.engines.torch.cpu import Run
 from forebay_server.engines.torch.staging import TORCH_DTYPES
 from forebay_server.tensors import ModelSpec

@@ -10,9 +10,8 @@ from typing import Any, Final
 
 import ml_dtypes
 
-from forebay_server.engines.base import RejectInput
+from forebay_server.engines.base import OutputMismatch, RejectInput
 from forebay_server.engines.gpu.pool import placed
-from forebay_server.engines.python import OutputMismatch
 from forebay_server.engines.torch.profile import Profile, Shape
 from forebay_server.tensors import FREE, NUMPY_DTYPES, Array, DataType, ModelSpec, TensorSpec
 

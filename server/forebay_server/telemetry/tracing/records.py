@@ -10,8 +10,8 @@ from typing import Any, Final
 Record = tuple[Any, ...]
 
 CALL: Final = 1
-"""`(CALL, trace, began, ended, method, code, reason, key, rows)`: a call, or its model's `key` is None if it has none.
-`code` is the canonical name of its status, `reason` the contract's (empty: none)."""
+"""`(CALL, trace, began, ended, method, code, reason, key, rows)`: a call. `code` is the canonical name of its status,
+`reason` the contract's (empty: none), `key` its model's (None: it has none)."""
 ITEM: Final = 2
 """`(ITEM, trace, began, ended, id, code, reason, key, rows)`: an item of a stream."""
 JOB: Final = 3

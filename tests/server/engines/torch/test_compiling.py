@@ -75,7 +75,7 @@ def test_a_smaller_batch_can_be_asked_for():
 
 def test_a_larger_batch_can_not():
     """The program was exported for less."""
-    with pytest.raises(ModelLoadError, match="--max-batch: 65 is above 64, which the program was exported for"):
+    with pytest.raises(ModelLoadError, match="--max-batch-size: 65 is above 64, which the program was exported for"):
         profile_of(program(), max_batch=65)
 
 
@@ -144,7 +144,7 @@ def test_what_can_not_be_served(made, sentence):
 
 def test_a_batch_is_asked_for_where_there_is_none():
     """A fixed dimension 0 is no batch, whatever the command says."""
-    with pytest.raises(ModelLoadError, match="--max-batch: the program has no batch dimension"):
+    with pytest.raises(ModelLoadError, match="--max-batch-size: the program has no batch dimension"):
         profile_of(program({"x": tensor("float32", 4)}, {"y": tensor("float32", 4)}), max_batch=8)
 
 

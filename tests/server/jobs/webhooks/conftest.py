@@ -31,14 +31,6 @@ from tests.certificates import Authority
 PATIENCE = 10.0  # seconds that anything may take on a busy machine
 
 
-def until(condition):
-    """Waits until something is true."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)
-
-
 def make_job(number=1, **changes):
     """A job that has succeeded."""
     job = Job(

@@ -14,7 +14,7 @@ import pytest
 from forebay_server.errors import ConfigError
 from forebay_server.jobs.webhooks.targets import Target, Targets
 from forebay_server.jobs.webhooks.transport import Transport, Undeliverable
-from tests.server.jobs.webhooks.conftest import until
+from tests.waiting import eventually
 
 HOOKS = "http://hooks.example.com"
 PUBLIC = "93.184.216.34"
@@ -160,7 +160,7 @@ def test_control_private_addresses(canary, host):
         assert "another address" in str(attempt(url, [url], allow_private=True))
     else:
         assert attempt(url, [url], allow_private=True, backend=NoRoute()) is None
-    until(lambda: canary.connections == 1)
+    eventually(lambda: canary.connections == 1)
 
 
 @pytest.mark.parametrize("host", ["127.1", "0x7f000001", "2130706433", "017700000001", "0177.0.0.1", "①②⑦.⓪.⓪.①"])

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from forebay_server.jobs.webhooks.names import LOOKUPS, Resolver
-from tests.server.jobs.webhooks.conftest import until
+from tests.waiting import eventually
 
 
 def test_the_system_is_asked():
@@ -55,4 +55,4 @@ def test_lookups_that_hang():
     assert len(asked) == LOOKUPS
     gate.set()
     assert resolver("after", 10.0) == [ip_address("1.1.1.1")]
-    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "forebay-lookup"])
+    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "forebay-lookup"])

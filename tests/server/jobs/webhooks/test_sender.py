@@ -19,7 +19,8 @@ from forebay_server.errors import ConfigError, StoreUnavailable
 from forebay_server.jobs.states import JobState
 from forebay_server.jobs.webhooks import sender as module
 from forebay_server.jobs.webhooks.sender import PARALLEL, SHARE, make_sender
-from tests.server.jobs.webhooks.conftest import Outbox, RawReceiver, Receiver, until
+from tests.server.jobs.webhooks.conftest import Outbox, RawReceiver, Receiver
+from tests.waiting import eventually
 
 KEY = base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 OTHER = base64.b64encode(b"fedcba9876543210fedcba9876543210").decode()
@@ -43,7 +44,7 @@ def start(outbox, monkeypatch):
     yield start
     for sender in senders:
         sender.close(1.0)
-    until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("forebay-webhook")])
+    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("forebay-webhook")])
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_message_arrives(start, outbox, receiver):
     """It says what happened, a receiver with either secret can verify it, and it leaves the outbox."""
     start(receiver.origin)
     job = outbox.add(f"{receiver.origin}/done?x=1")
-    until(outbox.empty)
+    eventually(outbox.empty)
 
     (received,) = receiver.received
     assert received.path == "/done?x=1"
@@ -77,9 +78,9 @@ def test_it_is_tried_again(start, outbox, receiver):
     start(receiver.origin)
     outbox.add(receiver.origin)
     for tries in range(1, 4):
-        until(lambda tries=tries: len(outbox.delays) == tries)
+        eventually(lambda tries=tries: len(outbox.delays) == tries)
         outbox.forward(100.0)
-    until(outbox.empty)
+    eventually(outbox.empty)
 
     assert len(receiver.received) == 4
     assert len({(each.headers["webhook-id"], each.body) for each in receiver.received}) == 1
@@ -93,9 +94,9 @@ def test_retry_after_is_honoured(start, outbox, receiver):
     receiver.answers.extend([(503, {"Retry-After": "1000"}), (503, {"Retry-After": "99999999"})])
     start(receiver.origin)
     outbox.add(receiver.origin)
-    until(lambda: len(outbox.delays) == 1)
+    eventually(lambda: len(outbox.delays) == 1)
     outbox.forward(1200.0)
-    until(lambda: len(outbox.delays) == 2)
+    eventually(lambda: len(outbox.delays) == 2)
 
     assert 1000.0 <= outbox.delays[0] <= 1100.0
     assert 43_200.0 <= outbox.delays[1] <= 43_200.0 * 1.1
@@ -106,7 +107,7 @@ def test_gone(start, outbox, receiver, logged):
     receiver.answers.append((410, {}))
     start(receiver.origin)
     job = outbox.add(f"{receiver.origin}/secret-path?token=secret")
-    until(outbox.empty)
+    eventually(outbox.empty)
 
     assert outbox.delays == []
     assert logged == [
@@ -126,9 +127,9 @@ def test_the_last_try(start, outbox, receiver, logged):
     receiver.answers.extend([(500, {})] * 2)
     start(receiver.origin, max_tries=5)
     outbox.add(receiver.origin, tries=3)
-    until(lambda: len(outbox.delays) == 1)
+    eventually(lambda: len(outbox.delays) == 1)
     outbox.forward(1000.0)
-    until(outbox.empty)
+    eventually(outbox.empty)
 
     assert len(receiver.received) == 2
     given_up = [line for line in logged if line["event"] == "webhook_given_up"]
@@ -140,7 +141,7 @@ def test_every_end_is_told(start, outbox, receiver, state):
     """Not only success."""
     start(receiver.origin)
     outbox.add(receiver.origin, state=state)
-    until(outbox.empty)
+    eventually(outbox.empty)
     assert json.loads(receiver.received[0].body)["type"] == f"job.{state.name.lower()}"
 
 
@@ -156,7 +157,7 @@ def test_what_the_settings_no_longer_allow(start, outbox, receiver, logged, url,
     """The list and the secrets hold when a message is sent, not only when its job was submitted."""
     start(receiver.origin, max_tries=1)
     outbox.add(url.replace("ORIGIN", receiver.origin), secret=secret)
-    until(outbox.empty)
+    eventually(outbox.empty)
     assert receiver.received == []
     assert logged[-1]["reason"].startswith(reason)
 
@@ -165,7 +166,7 @@ def test_without_targets_what_is_left_is_given_up(start, outbox, logged):
     """A server whose operator has switched webhooks off lets go of old messages, so that their jobs can be deleted."""
     start(max_tries=1)
     outbox.add("https://hooks.example.com")
-    until(outbox.empty)
+    eventually(outbox.empty)
     assert logged[-1]["reason"] == "the URL is not allowed: this server sends no webhooks"
 
 
@@ -173,7 +174,7 @@ def test_private_addresses_are_guarded(start, outbox, receiver, logged):
     """By default a name that means this machine is not connected to; the receiver is there (control: above)."""
     start(f"http://localhost:{receiver.port}", allow_private=False, max_tries=1)
     outbox.add(f"http://localhost:{receiver.port}/")
-    until(outbox.empty)
+    eventually(outbox.empty)
     assert receiver.received == []
     assert "which is not public" in logged[-1]["reason"]
 
@@ -198,10 +199,10 @@ def test_a_target_that_hangs_is_left_alone(start, outbox, receiver, closing, log
     dead = closing(RawReceiver(lambda connection, _: time.sleep(10)))
     start(receiver.origin, dead.origin, timeout_s=0.5)
     outbox.add(dead.origin, count=100)
-    until(lambda: len(outbox.delays) >= PARALLEL)
+    eventually(lambda: len(outbox.delays) >= PARALLEL)
     outbox.add(receiver.origin, count=20)
-    until(lambda: len(outbox.dealt_with) == 20)
-    until(lambda: len(outbox.delays) >= 100)  # of the first ones some may have had their second try
+    eventually(lambda: len(outbox.dealt_with) == 20)
+    eventually(lambda: len(outbox.delays) >= 100)  # of the first ones some may have had their second try
     assert dead.connections <= 2 * PARALLEL  # Not 100, of which those behind would have had to wait for each 8.
     (held,) = [line for line in logged if line["event"] == "webhook_target_held"]
     assert (held["target"], held["reason"]) == (dead.origin, "no answer in 0.5 s")
@@ -212,7 +213,7 @@ def test_closing_does_not_wait_for_a_target_that_hangs(start, outbox, closing):
     dead = closing(RawReceiver(lambda connection, _: time.sleep(10)))
     sender = start(dead.origin)
     outbox.add(dead.origin)
-    until(lambda: dead.connections == 1)
+    eventually(lambda: dead.connections == 1)
     began = time.monotonic()
     sender.close(0.1)
     assert time.monotonic() - began < 1.0
@@ -245,12 +246,12 @@ def test_it_goes_on_when_the_store_does(start, outbox, receiver, logged):
     sender = start(receiver.origin)
     receiver.before = lambda: setattr(outbox, "failure", StoreUnavailable("down"))
     outbox.add(receiver.origin)
-    until(lambda: receiver.received)
+    eventually(lambda: receiver.received)
     time.sleep(0.05)
     assert not outbox.empty()
     outbox.failure = None
     sender.wake()
-    until(outbox.empty)
+    eventually(outbox.empty)
     assert len(receiver.received) == 1
 
 
@@ -258,26 +259,26 @@ def test_a_fault_of_its_own_does_not_end_it(start, outbox, receiver, logged, mon
     """Whatever happens in a thread, the next message is sent."""
     start(receiver.origin)
     outbox.failure = RuntimeError("a fault")
-    until(lambda: [line for line in logged if line["event"] == "webhook_outbox_failed"])
+    eventually(lambda: [line for line in logged if line["event"] == "webhook_outbox_failed"])
     outbox.failure = None
     with monkeypatch.context() as patched:
         patched.setattr(module.message, "body", lambda job: 1 / 0)
         outbox.add(receiver.origin)
-        until(lambda: [line for line in logged if line["event"] == "webhook_failed"])
+        eventually(lambda: [line for line in logged if line["event"] == "webhook_failed"])
     job = outbox.add(receiver.origin)
-    until(lambda: outbox.dealt_with == [job])
+    eventually(lambda: outbox.dealt_with == [job])
 
 
 def test_wake(outbox, receiver, monkeypatch, start):
     """A job that finishes is told of at once; many that finish are few looks."""
     monkeypatch.setattr(module, "POLL", 60.0)
     sender = start(receiver.origin)
-    until(lambda: outbox.looks == 1)
+    eventually(lambda: outbox.looks == 1)
     outbox.add(receiver.origin)
     time.sleep(0.05)
     assert receiver.received == []
     sender.wake()
-    until(outbox.empty)
+    eventually(outbox.empty)
 
     before, end = outbox.looks, time.monotonic() + 0.5
     while time.monotonic() < end:
@@ -289,7 +290,7 @@ def test_little_processor_time(start, outbox, receiver):
     """However many messages wait, all threads together take no more than their share of a core."""
     start(receiver.origin)
     outbox.add(receiver.origin, count=1500)
-    until(lambda: receiver.received)
+    eventually(lambda: receiver.received)
     began, cpu = time.monotonic(), threads_cpu()
     time.sleep(1.0)
     used = (threads_cpu() - cpu) / (time.monotonic() - began)
@@ -312,7 +313,7 @@ def test_secrets_do_not_show(start, outbox, receiver, logged):
     receiver.answers.extend([(500, {})] * 3)
     sender = start(receiver.origin, max_tries=1)
     outbox.add(receiver.origin)
-    until(outbox.empty)
+    eventually(outbox.empty)
     shown = f"{logged!r} {sender!r} {vars(sender)!r}"
     for key in (KEY, OTHER, base64.b64decode(KEY).decode()):
         assert key not in shown
@@ -383,12 +384,12 @@ def test_a_crash_loses_no_message(start, receiver, closing, monkeypatch, tmp_pat
 
     survivor = closing(Outbox(path))
     start(receiver.origin, outbox=survivor)
-    until(lambda: survivor.looks >= 3)
+    eventually(lambda: survivor.looks >= 3)
     assert len(receiver.received) == before, "a message that was taken is nobody else's for a while"
     survivor.forward(60.0)
-    until(lambda: len(receiver.received) == after)
+    eventually(lambda: len(receiver.received) == after)
     looks = survivor.looks
-    until(lambda: survivor.looks >= looks + 3)
+    eventually(lambda: survivor.looks >= looks + 3)
     assert len(receiver.received) == after
     assert len({(each.headers["webhook-id"], each.body) for each in receiver.received}) == 1
 
@@ -399,5 +400,5 @@ def test_over_tls(start, outbox, closing, authority, monkeypatch):
     secure = closing(Receiver(authority.issue("hook", dns=["hook.example.com"])))
     start(secure.origin)
     outbox.add(secure.origin)
-    until(outbox.empty)
+    eventually(outbox.empty)
     Webhook(KEY).verify(secure.received[0].body, secure.received[0].headers)

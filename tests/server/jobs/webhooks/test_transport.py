@@ -13,7 +13,8 @@ from forebay_server.errors import ConfigError
 from forebay_server.jobs.webhooks.targets import parse
 from forebay_server.jobs.webhooks.transport import MAX_ANSWER, Answer, Transport, Undeliverable
 from tests.certificates import Authority
-from tests.server.jobs.webhooks.conftest import PATIENCE, RawReceiver, Receiver, until
+from tests.server.jobs.webhooks.conftest import PATIENCE, RawReceiver, Receiver
+from tests.waiting import eventually
 
 LOOPBACK = ip_address("127.0.0.1")
 LIMIT = 0.4  # seconds for those messages that are to run into it
@@ -331,7 +332,7 @@ def test_closing_cuts_what_is_under_way(closing):
     threads = [threading.Thread(target=send, args=(scheme,)) for scheme in ("http", "https")]
     for thread in threads:
         thread.start()
-    until(lambda: receiver.connections == 2 and len(transport._sockets) == 2)
+    eventually(lambda: receiver.connections == 2 and len(transport._sockets) == 2)
     transport.close()
     for thread in threads:
         thread.join(2.0)

@@ -139,10 +139,3 @@ def bidi(channel, messages, timeout=PATIENCE):
     results = pool.submit(lambda: list(call))
     pool.shutdown(wait=False)
     return call, results
-
-
-def until(condition, seconds=PATIENCE):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)

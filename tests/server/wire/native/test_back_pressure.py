@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("forebay_native", reason="the native front end is not built")
 
 from forebay_server.wire.port import CREDIT, FINISH, HALF_CLOSE, SEND, WRITABLE
-from tests.server.wire.native.rig import PATIENCE, SERVER, bidi, nothing, take, until
+from tests.server.wire.native.rig import PATIENCE, SERVER, bidi, nothing, take
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.native
 
@@ -60,4 +61,4 @@ def test_many_small_messages(start, dial):
     wire.answer([(SEND, number, event[3]) for event in events[:-1]])
     wire.answer([(FINISH, number, None)])
     assert results.result(PATIENCE) == [str(index).encode() for index in range(count)]
-    until(lambda: wire.figures().held_bytes == 0)
+    eventually(lambda: wire.figures().held_bytes == 0)

@@ -12,7 +12,8 @@ pytest.importorskip("forebay_native", reason="the native front end is not built"
 
 from forebay_server.wire import port
 from forebay_server.wire.port import CALL, CREDIT, FAIL, FINISH, HALF_CLOSE, MESSAGE, OPEN, RESPOND, SEND, Failure
-from tests.server.wire.native.rig import PATIENCE, SERVER, bidi, failure, frame, nothing, take, unary, until
+from tests.server.wire.native.rig import PATIENCE, SERVER, bidi, failure, frame, nothing, take, unary
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.native
 
@@ -33,7 +34,7 @@ def test_unary_call(start, dial):
     assert metadata == [("tenant", "a"), ("trace-bin", b"\x00\xff")]
     assert wire.answer([(RESPOND, number, b"answer")]) == []
     assert call.result() == b"answer"
-    until(lambda: wire.figures().calls == 0)
+    eventually(lambda: wire.figures().calls == 0)
     figures = wire.figures()
     assert (figures.calls_total, figures.connections, figures.held_bytes) == (1, 1, 0)
     assert figures.received_bytes_total == len(frame(b"question"))

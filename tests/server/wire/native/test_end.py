@@ -14,7 +14,8 @@ import pytest
 pytest.importorskip("forebay_native", reason="the native front end is not built")
 
 from forebay_server.wire.port import RESPOND, SEND
-from tests.server.wire.native.rig import PATIENCE, SERVER, exposure, failure, frame, take, unary, until
+from tests.server.wire.native.rig import PATIENCE, SERVER, exposure, failure, frame, take, unary
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.native
 
@@ -26,7 +27,7 @@ def test_drain(start, dial):
     running = unary(channel, b"running")
     number = take(wire)[0][1]
     wire.drain()
-    until(lambda: refuses(public))
+    eventually(lambda: refuses(public))
     call = unary(probing, b"alive?")
     wire.answer([(RESPOND, take(wire)[0][1], b"alive")])
     assert call.result() == b"alive"

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("forebay_native", reason="the native front end is not built")
 
 from forebay_server.wire.port import CALL, CANCEL, FAIL, RESPOND, SEND, Failure
-from tests.server.wire.native.rig import PATIENCE, SERVER, exposure, failure, frame, nothing, take, unary, until
+from tests.server.wire.native.rig import PATIENCE, SERVER, exposure, failure, frame, nothing, take, unary
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.native
 
@@ -84,7 +85,7 @@ def test_bad_calls(start, raw, call, body, status):
         assert headers["grpc-accept-encoding"] == "identity"
     nothing(wire)
     assert wire.figures().refused_total == 1
-    until(lambda: wire.figures().held_bytes == 0)
+    eventually(lambda: wire.figures().held_bytes == 0)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_declared_size_takes_no_memory(start, raw):
     before = psutil.Process().memory_info().rss
     stream = client.call()
     client.send(stream, struct.pack(">BI", 0, 1 << 30) + b"abc")
-    until(lambda: wire.figures().held_bytes == 8)
+    eventually(lambda: wire.figures().held_bytes == 8)
     assert psutil.Process().memory_info().rss - before < 64 << 20
     too_large = client.call()
     client.send(too_large, struct.pack(">BI", 0, (1 << 30) + 1))
@@ -147,7 +148,7 @@ def test_held_bytes(start, dial):
     wire, address = start(max_held_bytes=1000)
     channel = dial(address)
     first = unary(channel, b"x" * 600)
-    until(lambda: wire.figures().held_bytes == 605)
+    eventually(lambda: wire.figures().held_bytes == 605)
     error = failure(unary(channel, b"x" * 600))
     assert error.details() == "bytes held"
     assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "100"
@@ -165,9 +166,9 @@ def test_held_bytes_of_a_call_that_goes(start, raw):
     whole, part = client.call(), client.call()
     client.send(whole, frame(b"x" * 1000), end=True)
     client.send(part, frame(b"x" * 1000)[:-1])
-    until(lambda: wire.figures().held_bytes == 2009)
+    eventually(lambda: wire.figures().held_bytes == 2009)
     client.close()
-    until(lambda: wire.figures().calls == 0)
+    eventually(lambda: wire.figures().calls == 0)
     assert wire.figures().held_bytes == 1005
     assert [event[0] for event in take(wire, 2)] == [CALL, CANCEL]
     assert wire.figures().held_bytes == 0

@@ -16,7 +16,8 @@ import pytest
 pytest.importorskip("forebay_native", reason="the native front end is not built")
 
 from forebay_server.wire.port import CANCEL, CREDIT, RESPOND, SEND
-from tests.server.wire.native.rig import BIDI, PATIENCE, SERVER, UNARY, frame, nothing, take, unary, until
+from tests.server.wire.native.rig import BIDI, PATIENCE, SERVER, UNARY, frame, nothing, take, unary
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.native
 
@@ -63,7 +64,7 @@ def test_caller_goes(start, raw, how, path):
         client.close()
     assert take(wire)[0] == (CANCEL, number, 0 if path == UNARY else 2, None, math.inf, None, None)
     nothing(wire)
-    until(lambda: wire.figures().calls == 0)
+    eventually(lambda: wire.figures().calls == 0)
 
 
 def test_no_cancel_after_an_answer(start, dial):
@@ -110,7 +111,7 @@ def test_slow_reader(start, raw, path):
     if path == SERVER:
         assert take(wire)[0][:3] == (CANCEL, number, 1)
     nothing(wire)
-    until(lambda: wire.figures().calls == 0)
+    eventually(lambda: wire.figures().calls == 0)
 
 
 def test_handshake_timeout(start):
@@ -124,7 +125,7 @@ def test_handshake_timeout(start):
             while silent.recv(1000):
                 pass
             assert time.monotonic() - begin < 3
-    until(lambda: wire.figures().connections == 0)
+    eventually(lambda: wire.figures().connections == 0)
 
 
 def test_garbage(start, dial):
@@ -152,7 +153,7 @@ def test_connection_limit(start, raw):
     with socket.create_connection((host, int(number)), timeout=PATIENCE) as third:
         assert third.recv(1) == b""
     kept[0].close()
-    until(lambda: wire.figures().connections == 1)
+    eventually(lambda: wire.figures().connections == 1)
     raw(address).until(lambda events: events)
 
 
@@ -166,7 +167,7 @@ def test_connection_age(start, raw):
     with pytest.raises(h2.exceptions.ProtocolError, match="CLOSED"):
         client.until(lambda _: False)  # h2 calls a connection closed that has seen a GOAWAY
     assert take(wire)[0][:2] == (CANCEL, number)
-    until(lambda: wire.figures().connections == 0)
+    eventually(lambda: wire.figures().connections == 0)
 
 
 def test_keepalive(start, raw):
@@ -191,8 +192,8 @@ def test_a_reader_that_never_reads(start, raw):
     for _ in range(4):
         wire.answer([(SEND, number, b"y" * 16_000_000)])
     assert take(wire)[0][:2] == (CANCEL, number)
-    until(lambda: wire.figures().calls == 0)
-    until(lambda: wire.figures().connections == 0)
+    eventually(lambda: wire.figures().calls == 0)
+    eventually(lambda: wire.figures().connections == 0)
 
 
 def test_rapid_reset(start, raw):
@@ -217,4 +218,4 @@ def test_rapid_reset(start, raw):
     with contextlib.suppress(ConnectionError):
         for _ in range(5):
             resets(400)
-    until(lambda: wire.figures().connections == 0)
+    eventually(lambda: wire.figures().connections == 0)
