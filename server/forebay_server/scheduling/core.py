@@ -504,7 +504,7 @@ class Core:
         if slot is None:
             return 0.0
         model = slot.model
-        limits = [patience(model, lane, model.policy.padded(lane.cap)) for lane in model.lanes.values()]
+        limits = [patience(model, lane, model.policy.padded(lane.backlog_cap)) for lane in model.lanes.values()]
         return max(limits, default=model.policy.max_execution)
 
     def stuck_instances(self) -> set[int]:
@@ -554,7 +554,7 @@ class Core:
             points = model.costs.points()
             lane = Lane(model, model.key, points[0].bucket if points else (), None)
             reckon(lane)
-        return Pace(lane.cap, len(model.usable), lane.row_cost)
+        return Pace(lane.backlog_cap, len(model.usable), lane.row_cost)
 
     def figures(self, key: ModelKey) -> ModelFigures:
         """What a model holds now. Raises KeyError if it is not served."""
