@@ -24,7 +24,7 @@ from forebay_server.jobs.states import JobState
 from forebay_server.jobs.store import Claim, Claimed, Finish, Flow, Get, Page, Renew, Store, Submit
 from forebay_server.scheduling.request import Priority
 
-GROUP = 512
+GROUP = 1024
 """Operations in a group, and jobs in a claim, as in a busy server (`Keeper` has at most so many)."""
 FEW = 10_000
 """Finished jobs with which a store is compared that has many."""

@@ -29,7 +29,7 @@ from forebay_server.scheduling.request import PRIORITY_WEIGHTS
 BATCHES: Final = 2
 MOST_JOBS: Final = 2048
 """Jobs of one model that are in flight here at most."""
-MOST_AT_ONCE: Final = 256
+MOST_AT_ONCE: Final = 512
 MOST_BESIDE: Final = 32
 """Jobs in one claim, and in one while online requests come: what a claim brings is taken up in one go, and keeps the
 dispatcher from answering meanwhile."""

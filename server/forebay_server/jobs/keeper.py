@@ -76,7 +76,7 @@ class Keeper:
         *,
         post: Callable[[Callable[[], None]], None],
         timeout: float,
-        most: int = 512,
+        most: int = 1024,
         most_waiting: int = 65_536,
         most_bytes: int = 256 << 20,
         clock: Callable[[], float] = time.monotonic,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import apsw
 
 from forebay_server.jobs.payloads import LARGE, PayloadLost, Payloads
-from forebay_server.jobs.sqlite_many import REPLACE, blobs, numbers
+from forebay_server.jobs.sqlite_many import DATA, REPLACE, blobs, numbers
 
 
 class Bodies:
@@ -44,6 +44,38 @@ class Bodies:
         """What a job has."""
         data, digest = self._do("SELECT data, digest FROM bodies WHERE sequence = ?", (sequence,)).get
         return data if digest is None else self.get(digest)
+
+    def first(self, sequences: Sequence[int], sizes: Sequence[int | None], room: int) -> list[bytes | PayloadLost]:
+        """What the first of some jobs have, up to the one with which it is so many bytes.
+
+        Args:
+            sequences: The jobs.
+            sizes: Of what they have; None: it is in a file.
+            room: The bytes.
+        """
+        files: dict[int, bytes | PayloadLost] = {}
+        count = 0
+        for size in sizes:
+            if size is None:
+                body = files[count] = self.of(sequences[count])
+                room -= len(body) if isinstance(body, bytes) else 0
+            else:
+                room -= size
+            count += 1
+            if room <= 0:
+                break
+        if not count:
+            return []
+        data = self._do(DATA, (numbers(sequences[:count]),)).get or b""
+        found: list[bytes | PayloadLost] = []
+        start = 0
+        for place, size in enumerate(sizes[:count]):
+            if size is None:
+                found.append(files[place])
+            else:
+                found.append(data[start : start + size])
+                start += size
+        return found
 
     def add(self, bodies: Sequence[tuple[int, bytes]]) -> None:
         """New jobs, by sequence, have these."""

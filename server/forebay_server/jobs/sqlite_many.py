@@ -1,9 +1,10 @@
-"""Statements of the SQLite store that change many rows at once, from arrays instead of row by row.
+"""Statements of the SQLite store that read or change many rows at once, as arrays instead of row by row.
 
 Each step of a statement lets go of the GIL and takes it again, and while the dispatcher is at work, taking it again
-costs far more than the row. So claims and ends, which come by the hundred, go down as arrays, and one step does all of
-them. For that the store remembers the jobs that are claimed: what a `Finish` has to answer is known then without
-reading it back. What is remembered may be forgotten at any time; then the database is asked.
+costs far more than the row. So claims and ends, which come by the hundred, go down as arrays, what is claimed comes up
+as columns, and one step does all of them. For that the store remembers the jobs that are claimed: what a `Finish` has
+to answer is known then without reading it back. What is remembered may be forgotten at any time; then the database is
+asked.
 """
 
 from array import array
@@ -15,6 +16,26 @@ import apsw
 from forebay_server.jobs.states import JobState
 from forebay_server.jobs.store import Finish, Job
 
+CLAIMABLE: Final = f"""
+    SELECT json_array(
+        lower(group_concat(hex(id), '')), json_group_array(sequence), json_group_array(version),
+        json_group_array(request_id), json_group_array(attempt), json_group_array(crashes), json_group_array(created),
+        json_group_array(expires), json_group_array(traceparent), json_group_array(ttl), json_group_array(size)
+    )
+    FROM (
+        SELECT id, jobs.sequence AS sequence, version, request_id, attempt, crashes, created, expires, traceparent, ttl,
+            length(data) AS size
+        FROM jobs INDEXED BY urgency LEFT JOIN bodies USING (sequence)
+        WHERE model = ? AND tenant = ? AND priority = ? AND suspect = ? AND state = {JobState.PENDING:d}
+            AND ready <= ? AND (expires IS NULL OR expires > ?)
+        ORDER BY due, jobs.sequence LIMIT ?
+    )
+"""
+"""Columns in JSON, a value for each job: ids are joined, a payload in a file has no size."""
+DATA: Final = """
+    SELECT CAST(group_concat(data, '') AS BLOB) FROM carray(?) AS wanted CROSS JOIN bodies ON sequence = wanted.value
+"""
+"""What some jobs have, joined in their order."""
 CLAIM: Final = f"""
     UPDATE jobs SET state = {JobState.RUNNING:d}, owner = ?1, attempt = attempt + 1, started = ?2, ready = 0
     WHERE sequence IN (SELECT value FROM carray(?3))

@@ -6,6 +6,7 @@ connection and one thread: what a SELECT has found is still so when the UPDATE c
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from json import loads
 from math import inf
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from forebay_server.jobs import sqlite_statements as sql
 from forebay_server.jobs.payloads import PayloadLost, Payloads
 from forebay_server.jobs.sqlite_backlog import FlowKey, Lines
 from forebay_server.jobs.sqlite_bodies import Bodies
-from forebay_server.jobs.sqlite_many import CLAIM, Claims, numbers, tuple_of
+from forebay_server.jobs.sqlite_many import CLAIM, CLAIMABLE, Claims, numbers, tuple_of
 from forebay_server.jobs.sqlite_statements import Row, job_of, key_of
 from forebay_server.jobs.states import FINAL, JobState
 from forebay_server.jobs.store import (
@@ -52,8 +53,7 @@ _log = structlog.get_logger(__name__)
 
 _HAVE_OUTCOME: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.EXPIRED})
 _ALL_SEQUENCES: Final = 2**63 - 1
-_DATA, _DIGEST = -2, -1
-"""Columns of `sql.CLAIMABLE`."""
+RUNNING: Final = JobState.RUNNING
 
 
 class Rows:
@@ -209,32 +209,29 @@ class Rows:
     def _claim(self, operation: Claim) -> list[Claimed]:
         if not self._alive(operation.owner):
             return []
-        now, flow = self._now, operation.flow
-        rows: list[tuple[Row, bytes | PayloadLost]] = []
-        room = operation.nbytes
-        for row in self._do(sql.CLAIMABLE, (*flow, now, now, operation.limit)):
-            payload = row[_DATA] if row[_DIGEST] is None else self.bodies.get(row[_DIGEST])
-            rows.append((row, payload))
-            if isinstance(payload, bytes):
-                room -= len(payload)
-                if room <= 0:
-                    break  # What is not read takes no memory.
-        if not rows:
+        now, flow, owner = self._now, operation.flow, operation.owner
+        ids, *columns = loads(self._do(CLAIMABLE, (*flow, now, now, operation.limit)).get)
+        payloads = self.bodies.first(columns[0], columns[-1], operation.nbytes)  # What is not read takes no memory.
+        if not payloads:
             return []
-        owner = operation.owner
-        sequences = [row[1] for row, _ in rows]
+        sequences = columns[0][: len(payloads)]
         self._do(CLAIM, (owner, now, numbers(sequences)))
         self._lines.remove(flow, sequences)
         model, tenant, priority, _ = flow
         claimed = []
-        for (id_, sequence, version, key, attempt, crashes, created, expires, trace, ttl, _, _), payload in rows:
+        start = 0
+        # Not strict: there may be no room for the last ones.
+        for payload, sequence, version, key, attempt, crashes, created, expires, trace, ttl in zip(
+            payloads, *columns[:-1], strict=False
+        ):
             job = tuple_of(
                 Job,
                 (
-                    id_.hex(), tenant, sequence, JobState.RUNNING, model, version, 0, priority, key, attempt + 1,
+                    ids[start : start + 32], tenant, sequence, RUNNING, model, version, 0, priority, key, attempt + 1,
                     crashes, created, now, None, expires, None, trace,
                 ),
             )  # fmt: skip
+            start += 32
             if isinstance(payload, PayloadLost):
                 _log.error("job_request_lost", job=job.id, reason=str(payload))
                 self._end(sequence, JobState.FAILED, self._lost)

@@ -23,13 +23,6 @@ INSERT: Final = f"""
         crashes, created, expires, suspect, due, ready, fingerprint, ttl, url, secret, message_tries, traceparent)
     VALUES (?, ?, ?, {JobState.PENDING:d}, ?, ?, 0, ?, ?, 0, 0, ?, ?, 0, ?, 0, ?, ?, ?, ?, 0, ?)
 """
-CLAIMABLE: Final = f"""
-    SELECT id, jobs.sequence, version, request_id, attempt, crashes, created, expires, traceparent, ttl, data, digest
-    FROM jobs INDEXED BY urgency LEFT JOIN bodies USING (sequence)
-    WHERE model = ? AND tenant = ? AND priority = ? AND suspect = ? AND state = {JobState.PENDING:d}
-        AND ready <= ? AND (expires IS NULL OR expires > ?)
-    ORDER BY due, jobs.sequence LIMIT ?
-"""
 HELD: Final = f"id = ?4 AND state = {JobState.RUNNING:d} AND owner = ?5 AND attempt = ?6"
 FINISH: Final = f"{END} WHERE {HELD} RETURNING {JOB}, ?7"
 END_ONE: Final = f"{END} WHERE sequence = ?4 RETURNING {JOB}"

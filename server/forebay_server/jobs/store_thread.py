@@ -27,7 +27,7 @@ import structlog
 
 from forebay_server.background import can_wait
 from forebay_server.errors import ForebayError, Internal, StoreFull, StoreUnavailable
-from forebay_server.jobs.store import Changed, Claim, Deliveries, Get, Store
+from forebay_server.jobs.store import Changed, Claim, Deliveries, Finish, Get, Store
 from forebay_server.jobs.tickets import Ticket
 
 FIRST_PAUSE: Final = 0.010
@@ -40,6 +40,9 @@ OPEN_PATIENCE: Final = 120.0
 
 _ONCE: Final = frozenset({Claim, Deliveries})
 """Operations that must not be repeated when it is not known whether they happened. They go alone in their tickets."""
+_COMMUTE: Final = frozenset({Claim, Finish})
+"""The jobs of a claim end after its outcome is known, so in a later group: ends may go before the claims of theirs, and
+do, because a store is quickest with operations of a kind that stand together."""
 _PROBE: Final = Get("0" * 32, "")
 """An operation that tells whether the store answers."""
 
@@ -215,6 +218,8 @@ class StoreThread:
                 nbytes += ticket.nbytes
                 group.append(ticket)
             queue.popleft()
+        if {type(ticket.operations[0]) for ticket in group} == _COMMUTE:
+            group.sort(key=_is_claim)  # Stable.
         return group
 
     def _answers(self) -> bool:
@@ -283,6 +288,10 @@ class StoreThread:
             ticket.fail(error)
         if failed:
             self._bring(failed)
+
+
+def _is_claim(ticket: Ticket) -> bool:
+    return type(ticket.operations[0]) is Claim
 
 
 def _excuse(fault: Exception) -> ForebayError:

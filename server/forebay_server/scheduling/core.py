@@ -335,7 +335,7 @@ class Core:
         if slot is None:
             return 0.0
         model = slot.model
-        limits = [patience(model, lane, model.policy.padded(lane.cap)) for lane in model.lanes.values()]
+        limits = [patience(model, lane, model.policy.padded(lane.backlog_cap)) for lane in model.lanes.values()]
         return max(limits, default=model.policy.max_execution)
 
     def stuck_instances(self) -> set[int]:

@@ -64,4 +64,4 @@ def pace_of(books: Books, name: str) -> Pace | None:
         points = model.costs.points()
         lane = Lane(model, model.key, points[0].bucket if points else (), None)
         reckon(lane)
-    return Pace(lane.cap, len(model.usable), lane.row_cost)
+    return Pace(lane.backlog_cap, len(model.usable), lane.row_cost)

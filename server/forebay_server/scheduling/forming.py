@@ -11,7 +11,8 @@
    one that would make the batch so small that the engine is wasted, and one whose batch must not take a little longer
    than predicted: another will be in time for certain.
 5. Slots between the batch and the size that it is padded to are free: jobs get them. While online requests come, a
-   batch of jobs alone is no larger than its throughput needs (`Lane.job_cap`): who comes then waits for it.
+   batch of jobs alone is no larger than its throughput needs (`Lane.job_cap`): who comes then waits for it. Otherwise
+   it may be larger than others (`Lane.backlog_cap`), because a batch costs the dispatcher something, too.
 6. With a delay, a lane that is not full yet is left until its oldest request has waited that long, and not if that
    would cost a deadline.
 7. An instance of some depth gets a batch behind the one that it runs: at once if that will be full, else when the one
@@ -133,8 +134,8 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
     cap = lane.cap
     if level is Level.ONLINE:
         books.online_at, books.online_before = now, books.online_at
-    elif online(books, now):
-        cap = _job_cap(lane, tier)
+    else:
+        cap = _job_cap(lane, tier) if online(books, now) else lane.backlog_cap
     begins = now if slot.batch is None else max(now, slot.until)
     rows, full = _fill(books, tier, parts, 0, cap, now, begins)
     if not rows:

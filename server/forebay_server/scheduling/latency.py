@@ -162,7 +162,15 @@ class CostModel:
         ladder.outliers_in_a_row = 0
         ladder.learn(rows, seconds, step)
 
-    def best_size(self, bucket: Bucket, limit: int, *, within: float = BEST_WITHIN, per_row: float = 0.0) -> int:
+    def best_size(
+        self,
+        bucket: Bucket,
+        limit: int,
+        *,
+        within: float = BEST_WITHIN,
+        per_row: float = 0.0,
+        per_batch: float = 0.0,
+    ) -> int:
         """The smallest rung whose rows per second are nearly the most.
 
         Args:
@@ -170,13 +178,14 @@ class CostModel:
             limit: The most rows; it counts as a rung.
             within: The part of the most that is enough.
             per_row: Seconds that a row costs elsewhere.
+            per_batch: Seconds that a batch costs elsewhere.
         """
         ladder = self._ladders.get(bucket)
         if ladder is None:
             return limit
         sizes = [size for size in ladder.sizes if size < limit]
         sizes.append(limit)
-        rates = [size / max(ladder.predict(size) + size * per_row, 1e-12) for size in sizes]
+        rates = [size / max(ladder.predict(size) + size * per_row + per_batch, 1e-12) for size in sizes]
         enough = within * max(rates)
         return next(size for size, rate in zip(sizes, rates, strict=True) if rate >= enough)
 

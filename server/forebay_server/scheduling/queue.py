@@ -243,6 +243,7 @@ class Lane:
     """The requests of one model that may share a batch: equal bucket, equal parameters."""
 
     __slots__ = (
+        "backlog_cap",
         "batches",
         "bucket",
         "cap",
@@ -273,7 +274,9 @@ class Lane:
         """Batches since the last change of `memory_cap`."""
         self.batches = 0
         self.cap = 1
-        """The most rows in a batch now. This and the next four are worked out by `state.reckon`."""
+        """The most rows in a batch now. This and the next five are worked out by `state.reckon`."""
+        self.backlog_cap = 1
+        """The most rows in a batch of jobs while nobody else comes; not less than `cap`."""
         self.job_cap = 1
         """The most rows in a batch of jobs while online requests come, too."""
         self.cap_seconds = 0.0

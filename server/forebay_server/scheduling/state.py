@@ -39,6 +39,8 @@ JOBS_WITHIN = 0.9
 that runs."""
 JOB_HANDLING = 5e-6
 """Seconds that the dispatcher spends on a job besides its batch (about, by a profile); it answers nobody meanwhile."""
+JOB_BATCH_HANDLING = 1e-4
+"""Seconds that it spends on a batch of jobs, however many they are (by its time per job in batches of 27 and 105)."""
 
 
 class Model:
@@ -302,10 +304,14 @@ def reckon(lane: Lane) -> None:
     policy, costs, bucket = model.policy, model.costs, lane.bucket
     most = policy.limit(policy.max_batch_size)
     best = policy.best_batch_size or costs.best_size(bucket, most)
-    best = min(best, most)
+    backlog = policy.best_batch_size or costs.best_size(
+        bucket, most, per_row=JOB_HANDLING, per_batch=JOB_BATCH_HANDLING
+    )
+    best, backlog = min(best, most), min(max(best, backlog), most)
     if lane.memory_cap:
-        best = min(best, lane.memory_cap)
+        best, backlog = min(best, lane.memory_cap), min(backlog, lane.memory_cap)
     lane.cap = cap = policy.limit(best)
+    lane.backlog_cap = policy.limit(backlog)
     lane.job_cap = policy.limit(costs.best_size(bucket, cap, within=JOBS_WITHIN, per_row=JOB_HANDLING))
     seconds = costs.predict(bucket, policy.padded(cap))
     if seconds is None:

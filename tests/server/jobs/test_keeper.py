@@ -9,6 +9,7 @@ import pytest
 
 from forebay_server.errors import ConfigError, Internal, QueueFull, StoreFull, StoreUnavailable
 from forebay_server.jobs.keeper import TURN_SECONDS, Keeper
+from forebay_server.jobs.states import JobState
 from forebay_server.jobs.store import Backlog, Claim, Finish, Flow, Get, Purge, Submit
 
 FLOW = Flow("m", "t", 2, False)
@@ -122,6 +123,31 @@ def test_what_comes_while_a_group_is_applied_is_the_next_group(rig):
     assert rig.names() == [["0"], [str(number) for number in range(1, 9)]]
     assert rig.told == [(str(number), str(number)) for number in range(9)]
     assert (rig.keeper.groups, rig.keeper.applied, rig.keeper.on_their_way()) == (2, 9, 0)
+
+
+def test_ends_go_before_the_claims_of_their_group(rig):
+    """Each kind stands together and keeps its order; beside anything else, all stay as they came."""
+    rig = rig()
+
+    def end(name):
+        return Finish(name, "o", 1, JobState.SUCCEEDED, b"", 1)
+
+    def queued(*operations):
+        rig.store.gate.clear()
+        rig.store.entered.clear()
+        rig.do(submit("first"))
+        assert rig.store.entered.wait(5)
+        for operation in operations:
+            rig.do(operation)
+        rig.store.gate.set()
+        rig.until(lambda: not rig.keeper.on_their_way())
+        return rig.names()[-1]
+
+    claims = [Claim("o", FLOW, 1), Claim("o", FLOW, 2)]
+    assert queued(claims[0], end("a"), claims[1], end("b")) == ["a", "b", "Claim", "Claim"]
+    assert rig.store.groups[-1][2:] == claims
+    mixed = queued(claims[0], end("a"), submit("s"), claims[1], end("b"))
+    assert mixed == ["Claim", "a", "s", "Claim", "b"]
 
 
 def test_groups_are_bounded(rig):

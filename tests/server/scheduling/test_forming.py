@@ -400,6 +400,16 @@ def test_a_batch_of_jobs_stays_large_where_that_pays(world, forever):
     assert w.run() == [[online], jobs]
 
 
+def test_a_batch_of_jobs_is_larger_while_nobody_else_comes(world, forever):
+    """Rows of a microsecond gain nothing by company in the engine; what a batch costs the dispatcher is shared."""
+    w = world(base=0.0, row=1e-6, best_batch_size=0)
+    jobs = [w.admit(level=Level.JOB, deadline=forever) for _ in range(12)]
+    assert w.run() == [jobs[:8], jobs[8:]]
+    online = [w.admit() for _ in range(2)]
+    jobs = [w.admit(level=Level.JOB, deadline=forever) for _ in range(2)]
+    assert w.run() == [[online[0]], [online[1]], [jobs[0]], [jobs[1]]]
+
+
 def test_a_large_job_runs_whole_beside_online_requests(world, forever):
     """It is not cut below the usual cap, and those behind it wait for the next batch."""
     w = world(base=0.0001, row=0.002)

@@ -81,6 +81,14 @@ def test_the_best_size_counts_what_rows_cost_elsewhere():
     assert costs.best_size(BUCKET, 8, per_row=0.010, within=0.85) == 2
 
 
+def test_the_best_size_counts_what_batches_cost_elsewhere():
+    """Rows of 1 ms gain nothing by company, unless a batch costs 1 ms beside it: 500, 667, 800, 889 rows/s."""
+    costs = CostModel([(BUCKET, size, 0.001 * size) for size in (1, 2, 4, 8)])
+    assert costs.best_size(BUCKET, 8) == 1
+    assert costs.best_size(BUCKET, 8, per_batch=0.001) == 8
+    assert costs.best_size(BUCKET, 8, per_batch=0.001, within=0.85) == 4
+
+
 def test_patience_is_30_s_then_ten_times_the_slowest():
     """Until 100 samples 30 s; then at least 5 s, and ten times the tail."""
     costs = CostModel([(BUCKET, 1, 0.4)])

@@ -250,3 +250,20 @@ def test_claims_by_their_urgency_over_releases_and_takeovers(world):
     world.release(claimed[1])
     world.crash()
     assert ids(world.claim(10, owner="p")) == [job.id for job in jobs]
+
+
+def test_a_claim_gives_back_what_was_submitted(world):
+    """Payloads of every byte and size, files among them, odd texts, and times to the last digit."""
+    world.now = 1_795_305_600.1234567
+    payloads = [bytes(range(256)), b"", b"\0", b"x" * 300_000, b"\xff\xfe" * 50, b"", b"y" * 300_000, b"z"]
+    keys = ['"', "\\", "\t\n\x01\x7f", "\u2028\u00e9\U0001f600", "{}", "[1]", "'", "null"]
+    jobs = [
+        world.submit(payload=payload, request_id=key, version=key, traceparent=key, expire_after=0.1 * number + 1000.3)
+        for number, (payload, key) in enumerate(zip(payloads, keys, strict=True))
+    ]
+    world.renew()
+    claimed = world.claim(10)
+    assert [payload for _, payload in claimed] == payloads
+    assert [job for job, _ in claimed] == [
+        job._replace(state=JobState.RUNNING, attempt=1, started=world.now) for job in jobs
+    ]
