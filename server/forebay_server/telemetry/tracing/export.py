@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from forebay_server.telemetry.tracing.way import Way
 
 STEPS: Final = 4
-"""See `background`. With all requests sampled, on a core that is busy with them, a sixth of the spans was dropped,
-in one run; with the usual ten steps about a half, and more requests were answered."""
+"""See `background`. With all requests sampled, on a core that is busy with them, a sixth to a third of the spans were
+dropped, in four runs; with the usual ten steps about a half, in one, and more requests were answered."""
 SLICE: Final = 0.0001
 """Seconds of work at a stretch: so long the dispatcher may have to wait for the GIL."""
 REST: Final = 0.0002
