@@ -21,11 +21,11 @@ Report = dict[str, Any]
 
 
 def arguments(target: str, calls: Path, seconds: float, warm_up: float, options: dict[str, Any]) -> list[str]:
-    """The command line; `options` are its long options, without dashes."""
+    """The command line; `options` are its long options, without dashes. `True`: one that takes no value."""
     command = [str(LOADGEN), "--target", target, "--calls", str(calls)]
     command += ["--duration", f"{seconds:g}", "--warm-up", f"{warm_up:g}"]
     for name, value in options.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
+        command += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
     return command
 
 

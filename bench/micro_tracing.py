@@ -16,7 +16,7 @@ from typing import Any
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from forebay_server.scheduling.request import Batch, Part, Reason
-from forebay_server.telemetry import otel
+from forebay_server.telemetry.resource import resource
 from forebay_server.telemetry.tracing.message import Frame
 from forebay_server.telemetry.tracing.names import PREDICT
 from forebay_server.telemetry.tracing.sampling import DEFAULT, Tail, sampler
@@ -70,7 +70,7 @@ def measure(metadata: Any, tracer: Tracer | None) -> float:
 
 def making(tracer: Tracer) -> float:
     """Nanoseconds per request for the spans of what is in a tracer's queue, as a message."""
-    spans, frame = Spans(128), Frame(otel.resource(), InstrumentationScope("forebay_server", "0"))
+    spans, frame = Spans(128), Frame(resource(), InstrumentationScope("forebay_server", "0"))
     times = []
     for _ in range(ROUNDS):
         began = perf_counter()

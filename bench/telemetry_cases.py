@@ -31,7 +31,7 @@ def exported(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
             address = f"127.0.0.1:{found.getsockname()[1]}"
         options = ("--set", f"telemetry.prometheus.address={address}") if on else ()
         bench.say(f"exported: metrics {'on' if on else 'off'}")
-        with bench.server(column, SMALL, *options) as server, _scraping(address if on else ""):
+        with bench.server(column, SMALL, *options) as server, scraping(address if on else ""):
             rates[on] = bench.load(server.target, calls, in_flight=32)["rps"]
         bench.step()
     figures = {"off_rps": rates[False], "on_rps": rates[True], "ratio": rates[True] / rates[False]}
@@ -39,7 +39,8 @@ def exported(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
 
 
 @contextlib.contextmanager
-def _scraping(address: str) -> Iterator[None]:
+def scraping(address: str) -> Iterator[None]:
+    """Scrapes an address every second; an empty one: nothing."""
     stopping = threading.Event()
 
     def main() -> None:

@@ -1,8 +1,10 @@
 """What tracing costs: the same load with tracing off, a part sampled, everything sampled, and with bad collectors.
 
 Each load has a server of its own, with other settings. Loads that are compared run in turns, in short windows, while
-all their servers are up, so that whatever else the machine does meanwhile meets all of them; their figures are medians
-of the windows. The collector, if there is one, shares the generator's core.
+all their servers are up, so that whatever else the machine does meanwhile meets all of them; a quiet window of each
+(`windows`) is put against one of the first load. So that a reader sees what this can tell apart, the first load is
+measured twice, with two servers: the ratio of the two ought to be 1. Servers are started anew in each repeat, because
+two that are alike may differ for as long as they live. The collector, if there is one, shares the generator's core.
 """
 
 import contextlib
@@ -13,29 +15,32 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
+from bench import windows
 from bench.case import Bench
 from bench.report import Sample
 from bench.server import Column, Server, forebay_command
 from bench.starting import free_ports, listens, until
+from bench.targets import AGAIN, ALL, PART
+from bench.telemetry_cases import scraping
 
 CASE: Final = "tracing"
 SMALL, MEDIUM = "small", "medium"
 IN_FLIGHT: Final = {SMALL: 32, MEDIUM: 16}
-RATE_SHARE: Final = 0.3
+RATE_SHARE: Final = 0.1
 """Of the closed-loop rate without tracing, offered when latency is measured. (In an open loop requests come one by one
-and cost more than in a closed one, with its larger batches; near saturation p99 is the queue's, not tracing's.)"""
+and cost several times as much as in a closed one, with its larger batches: the core is about half busy. Near saturation
+p99 is the queue's, not tracing's.)"""
+WARM_UP: Final = 0.25
+"""Seconds before each window."""
 WINDOW: Final = 1.0
-"""Seconds in a window: as long as spans are gathered, so that they are sent once in each. After a warm-up, in which the
-server before it sends its last ones."""
-WINDOWS_PER_SECOND: Final = 1.5
-"""Of each load in one repeat, by the length of the bench's other measurements."""
+"""Seconds in a window: as long as spans are gathered, so that they are sent once in each."""
 UP_WITHIN: Final = 20.0  # seconds
 SPANS: Final = re.compile(r'^forebay_telemetry_spans_total{outcome="(\w+)"} (\S+)$', re.MULTILINE)
 """The server's own count of its spans, by what became of them."""
 
-OFF, PART, ALL = "off", "1 % sampled", "all sampled"  # `targets` names the loads
+OFF: Final = "off"
 COLLECTORS: Final[Mapping[str, tuple[str, ...] | None]] = {
     "live": (),
     "down": None,
@@ -55,42 +60,90 @@ class Load:
     """Part that is sampled; None: tracing is off."""
     collector: str = "live"
     open_loop: bool = False
+    scraped: bool = False
+    """Whether metrics are scraped meanwhile, every second."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """Loads that are compared with the first of them, and so run in turns."""
+
+    turns_per_second: float
+    """Windows of each load in one repeat, by the length of the bench's other measurements."""
+    loads: tuple[Load, ...]
 
 
 GROUPS: Final = (
-    (Load(OFF, SMALL, None), Load(PART, SMALL, 0.01), Load(ALL, SMALL, 1.0)),
-    (Load(f"{MEDIUM}, {OFF}", MEDIUM, None), Load(f"{MEDIUM}, {ALL}", MEDIUM, 1.0)),
-    (
-        Load(f"latency, {OFF}", SMALL, None, open_loop=True),
-        *(Load(f"latency, collector {state}", SMALL, 0.01, state, open_loop=True) for state in COLLECTORS),
+    Group(
+        0.75,
+        (
+            Load(OFF, SMALL, None),
+            Load(AGAIN, SMALL, None),
+            Load(PART, SMALL, 0.01, scraped=True),
+            Load(ALL, SMALL, 1.0),
+        ),
+    ),
+    Group(0.5, (Load(f"{MEDIUM}, {OFF}", MEDIUM, None), Load(f"{MEDIUM}, {ALL}", MEDIUM, 1.0))),
+    Group(
+        1.75,
+        (
+            Load(f"latency, {OFF}", SMALL, None, open_loop=True),
+            Load(f"latency, {AGAIN}", SMALL, None, open_loop=True),
+            *(Load(f"latency, collector {state}", SMALL, 0.01, state, open_loop=True) for state in COLLECTORS),
+        ),
     ),
 )
-"""Loads that are compared with each other, and so run in turns."""
-STEPS: Final = sum(map(len, GROUPS))
+STEPS: Final = sum(len(group.loads) for group in GROUPS)
 
 
 def tracing(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     """`Predict` with and without tracing; the latency of all loads at the same rate."""
     rate = 0.0
     for group in GROUPS:
-        windows: dict[Load, list[dict[str, float]]] = {load: [] for load in group}
+        turns = max(2, round(bench.seconds * group.turns_per_second))
+        measured: dict[Load, list[Window]] = {load: [] for load in group.loads}
         with contextlib.ExitStack() as up:
-            running = [(load, up.enter_context(_running(bench, load))) for load in group]
-            for turn in range(max(2, round(bench.seconds * WINDOWS_PER_SECOND))):
-                first = (repeat + turn) % len(running)
+            running = [(load, up.enter_context(_running(bench, load))) for load in group.loads]
+            for turn in range(turns):
+                # The same arrivals for all loads of a turn, others in each, and another load begins.
+                first, seed = (repeat + turn) % len(running), repeat * turns + turn + 1
                 for load, server in running[first:] + running[:first]:
-                    bench.say(f"{CASE}: {load.name}")
-                    windows[load].append(server.window(rate))
+                    bench.say(f"{CASE}: {load.name}, window {turn + 1} of {turns}")
+                    measured[load].append(server.window(rate, seed))
             lost = {load: server.lost_share() for load, server in running}
-        for load, found in windows.items():
-            figures = {name: statistics.median(window[name] for window in found) for name in found[0]}
-            figures["failures"] = sum(window["failures"] for window in found)
-            figures["spans_lost_share"] = lost[load]
+        base = measured[group.loads[0]]
+        for load, found in measured.items():
+            figures = _figures(load, found, base) | {"spans_lost_share": lost[load]}
             if load.name == OFF:
                 rate = figures["rps"] * RATE_SHARE
-            detail = {"windows": found}
+            detail = {"windows": [window.figures for window in found]}
             bench.step()
             yield Sample(case=CASE, column=column, load=load.name, repeat=repeat, metrics=figures, detail=detail)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Window:
+    """What one window gave."""
+
+    figures: dict[str, float]
+    buckets: list[list[int]]
+    """Latencies, see `windows.Buckets`."""
+
+    def __getitem__(self, name: str) -> float:
+        return self.figures[name]
+
+
+def _figures(load: Load, found: list[Window], base: list[Window]) -> dict[str, float]:
+    """Medians of the windows of a load, what a quiet one is of those that it is compared with, and all together."""
+    figures = {name: statistics.median(window[name] for window in found) for name in found[0].figures}
+    figures["failures"] = sum(window["failures"] for window in found)
+    name = "p99_ms" if load.open_loop else "rps"
+    mine, theirs = (
+        windows.quiet([window[name] for window in each], more_is_better=not load.open_loop) for each in (found, base)
+    )
+    figures["over_off"] = mine / theirs
+    figures["p99_of_all_ms"] = windows.pooled([window.buckets for window in found], 0.99)
+    return figures
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,29 +153,34 @@ class Running:
     bench: Bench
     load: Load
     server: Server
-    scraped: str
+    metrics: str
     """Where its metrics are."""
 
-    def window(self, rate: float) -> dict[str, float]:
+    def window(self, rate: float, seed: int) -> Window:
         """The figures of a short time under the load; if that is an open one, at this rate."""
         bench, load, server = self.bench, self.load, self.server
-        shape: dict[str, float] = {"in_flight": IN_FLIGHT[load.model]}
+        shape: dict[str, Any] = {"in_flight": IN_FLIGHT[load.model]}
         if load.open_loop:
-            shape = {"rate": rate, "deadline_ms": 2000}
+            shape = {"rate": rate, "deadline_ms": 2000, "seed": seed}
+        shape |= {"seconds": WINDOW, "warm_up": WARM_UP, "buckets": True}
         cpu = server.cpu_seconds()
-        report = bench.load(server.target, bench.files(load.model).calls, seconds=WINDOW, **shape)
+        with scraping(self.metrics if load.scraped else ""):
+            report = bench.load(server.target, bench.files(load.model).calls, **shape)
         latency = report["latency_ms"]
-        return {
+        figures = {
             "rps": report["rps"],
             "p50_ms": latency["p50"],
             "p99_ms": latency["p99"],
             "failures": report["requests"] - report["ok"],
-            "server_cpu_s": server.cpu_seconds() - cpu,
+            "server_share": (server.cpu_seconds() - cpu) / (WINDOW + WARM_UP),
         }
+        return Window(figures, report["latency_buckets"])
 
     def lost_share(self) -> float:
         """Of all spans whose fate is known, those that were dropped."""
-        with urllib.request.urlopen(f"http://{self.scraped}/metrics", timeout=5) as response:
+        if self.load.ratio is None:
+            return 0.0
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=5) as response:
             spans = dict(SPANS.findall(response.read().decode()))
         dropped, exported = (float(spans.get(outcome, 0)) for outcome in ("dropped", "exported"))
         return dropped / max(1.0, dropped + exported)
@@ -131,16 +189,20 @@ class Running:
 @contextlib.contextmanager
 def _running(bench: Bench, load: Load) -> Iterator[Running]:
     (port,) = free_ports(1)
-    scraped = f"127.0.0.1:{port}"
-    settings = [f"telemetry.prometheus.address={scraped}"]
+    metrics = f"127.0.0.1:{port}"
+    settings: tuple[str, ...] = ()
     with _collector(bench, load) as endpoint:
         if load.ratio is not None:
-            settings += [f"telemetry.tracing.endpoint={endpoint}", f"telemetry.tracing.ratio={load.ratio}"]
+            settings = (
+                f"telemetry.prometheus.address={metrics}",
+                f"telemetry.tracing.endpoint={endpoint}",
+                f"telemetry.tracing.ratio={load.ratio}",
+            )
         files = bench.files(load.model)
-        command = forebay_command("native", settings=tuple(settings))
+        command = forebay_command("native", settings=settings)
         column = Column(key="forebay", title="Forebay", command=command, own=True)
         with Server(column, files.model, files.calls, bench.cores(both=False)) as server:
-            yield Running(bench, load, server, scraped)
+            yield Running(bench, load, server, metrics)
 
 
 @contextlib.contextmanager

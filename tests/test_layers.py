@@ -62,10 +62,16 @@ HEAVY = {
 STANDING_FOR = (
     "jobs.sqlite",
     "jobs.postgres",
+    "telemetry.otlp_sender",
+    "telemetry.resource",
     "telemetry.tracing.message",
     "telemetry.tracing.sender_",
     "telemetry.tracing.spans",
+    "telemetry.tracing.way",
 )
+
+# Packages that such modules alone import: who needs one imports the module, once, where it is needed.
+STOOD_FOR = {"apsw", "opentelemetry", "psycopg", "requests"}
 
 
 def room_of(module: str) -> str:
@@ -166,8 +172,17 @@ def test_heavy_packages_are_imported_where_they_are_used() -> None:
     assert wrong == []
 
 
-def test_the_walk_sees_imports() -> None:
-    """Positive control: the walk finds an import that is known to be there."""
-    found = dict(imports(SERVER / "services" / "service.py"))
+def test_some_packages_have_modules_that_stand_for_them() -> None:
+    """Nobody else imports these, not even inside a function."""
+    wrong = []
+    for name, path in modules():
+        if not name.startswith(STANDING_FOR):
+            wrong += [f"{name} imports {target}" for target, _ in imports(path) if target.split(".")[0] in STOOD_FOR]
 
-    assert "forebay_server.wire.port" in found
+    assert wrong == []
+
+
+def test_the_walk_sees_imports() -> None:
+    """Positive control: the walk finds imports that are known to be there, at the top and inside a function."""
+    assert ("forebay_server.wire.port", True) in imports(SERVER / "services" / "service.py")
+    assert ("forebay_server.jobs.postgres", False) in imports(SERVER / "jobs" / "choose.py")

@@ -57,6 +57,16 @@ def test_right_answers_are_all_counted_as_such(honest, model_files, options):
     assert report["cpu_s"] > 0
 
 
+def test_latencies_can_be_added_up(honest, model_files):
+    """Each success is in one bucket; without being asked the generator does not tell."""
+    options = generator.arguments(honest.target, model_files.calls, 0.5, 0.0, {"in_flight": 4, "buckets": True})
+    report = json.loads(subprocess.run(options, capture_output=True, text=True, check=True).stdout)
+    assert sum(count for _, count in report["latency_buckets"]) == report["ok"] > 0
+    assert report["latency_buckets"] == sorted(report["latency_buckets"])
+    assert report["latency_buckets"][-1][0] / 1e6 == pytest.approx(report["latency_ms"]["max"], rel=0.001)
+    assert "latency_buckets" not in load(honest.target, model_files.calls, seconds=0.1, warm_up=0.0)[1]
+
+
 def test_an_open_loop_sends_what_the_schedule_says(honest, model_files):
     """At 500 a second, evenly, exactly 500 requests are due in a second."""
     code, report, _ = load(honest.target, model_files.calls, rate=500, arrivals="uniform")

@@ -184,6 +184,40 @@ class Prometheus:
         return [series for series in answer["data"]["result"] if series["value"][1] != "NaN"]
 
 
+@contextlib.contextmanager
+def running_prometheus(
+    folder: Path, settings: str, *features: str, until: Callable[[Prometheus], bool]
+) -> Iterator[Prometheus]:
+    """Runs one with settings and features, and waits until it has what is wanted."""
+    (folder / "prometheus.yml").write_text(settings)
+    address = f"127.0.0.1:{free_port()}"
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                TOOLS / "prometheus",
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address={address}",
+                f"--enable-feature={','.join(features)}",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+    found = Prometheus(address)
+    end = time.monotonic() + 60
+    try:
+        while True:
+            with contextlib.suppress(OSError, ValueError):
+                if until(found):
+                    break
+            assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
+            time.sleep(0.2)  # between looks: samples come each few seconds
+        yield found
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
 @pytest.fixture(scope="session")
 def server_with_gpus(nvml: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A second server, on a machine with GPUs as far as it knows: where it is scraped."""
@@ -206,42 +240,21 @@ def prometheus(
     settings = (DEPLOYED / "prometheus.yml").read_text().replace("15s", "500ms")
     settings = settings.replace('"127.0.0.1:9464"', f'"{server.addresses["prometheus"]}", "{server_with_gpus}"')
     settings = settings.replace("forebay.rules.yml", str(DEPLOYED / "forebay.rules.yml"))
-    (folder / "prometheus.yml").write_text(settings)
-    address = f"127.0.0.1:{free_port()}"
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                TOOLS / "prometheus",
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={address}",
-                "--enable-feature=exemplar-storage",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-        )
+
+    def enough(found: Prometheus) -> bool:
+        # So that rates have enough to go by.
+        counts = found.query("count_over_time(forebay_serving[1m])")
+        given_up = found.query('forebay_webhooks_total{outcome="given_up"} > 0')
+        return bool(given_up) and len(counts) == 2 and min(int(each["value"][1]) for each in counts) >= 12
+
     stopping = threading.Event()
     callers = [threading.Thread(target=traffic, args=(server.addresses["public"], stopping)) for _ in range(2)]
     for caller in callers:
         caller.start()
-    found = Prometheus(address)
-    end = time.monotonic() + 60
     try:
-        while True:
-            try:
-                # So that rates have enough to go by.
-                counts = found.query("count_over_time(forebay_serving[1m])")
-                given_up = found.query('forebay_webhooks_total{outcome="given_up"} > 0')
-                if given_up and len(counts) == 2 and min(int(each["value"][1]) for each in counts) >= 12:
-                    break
-            except (OSError, ValueError):
-                pass
-            assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
-            time.sleep(0.2)  # between looks: samples come each few seconds
-        yield found
+        with running_prometheus(folder, settings, "exemplar-storage", until=enough) as found:
+            yield found
     finally:
         stopping.set()
         for caller in callers:
             caller.join(10)
-        process.terminate()
-        process.wait(10)

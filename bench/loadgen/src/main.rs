@@ -26,6 +26,9 @@ struct Output {
     cpu_s: f64,
     /// The same as a share of one core.
     cpu_share: f64,
+    /// `[nanoseconds, count]`, see `Recorder::buckets`; only if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_buckets: Option<Vec<(u64, u64)>>,
 }
 
 fn main() -> ExitCode {
@@ -101,8 +104,14 @@ async fn measure(options: &Options, calls: Vec<calls::Call>) -> Result<Output, S
         Mode::Stream => stream_load(options, &shared, begin, stop).await?,
     }
     let cpu = usage.await.map_err(|error| error.to_string())?;
-    let report = shared.recorder.borrow().report();
-    Ok(Output { cpu_s: cpu.as_secs_f64(), cpu_share: cpu.as_secs_f64() / report.elapsed_s, report })
+    let recorder = shared.recorder.borrow();
+    let report = recorder.report();
+    Ok(Output {
+        cpu_s: cpu.as_secs_f64(),
+        cpu_share: cpu.as_secs_f64() / report.elapsed_s,
+        latency_buckets: options.buckets.then(|| recorder.buckets()),
+        report,
+    })
 }
 
 async fn unary_load(options: &Options, shared: &Rc<Shared>, begin: Instant, stop: Instant) -> Result<(), String> {

@@ -71,6 +71,9 @@ pub struct Options {
     /// How far floating numbers may be off, relative to one plus their magnitude.
     #[arg(long, default_value_t = 1e-4)]
     pub tolerance: f64,
+    /// Write how many requests took how long, too, so that the latencies of many runs can be added up.
+    #[arg(long)]
+    pub buckets: bool,
     /// Seed of the arrivals.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

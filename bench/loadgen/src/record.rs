@@ -180,6 +180,14 @@ impl Recorder {
         self.dropped += 1;
     }
 
+    /// How many successes took how long: the highest value of each bucket in nanoseconds, and its count, ascending; so
+    /// that those of many runs can be added up.
+    #[must_use]
+    pub fn buckets(&self) -> Vec<(u64, u64)> {
+        let recorded = self.succeeded.iter_recorded();
+        recorded.map(|bucket| (bucket.value_iterated_to(), bucket.count_since_last_iteration())).collect()
+    }
+
     /// Everything, for people and programs.
     #[must_use]
     pub fn report(&self) -> Report {
@@ -276,6 +284,19 @@ mod tests {
         recorder.ok(start + 1999 * MS, start + 9000 * MS);
         recorder.ok(start + 2000 * MS, start + 2001 * MS);
         assert_eq!(recorder.report().ok, 1);
+    }
+
+    #[test]
+    fn buckets_hold_every_success_once_to_three_digits() {
+        let (mut recorder, start) = recorder(CountBy::Due);
+        for latency in [MS, MS, 20 * MS] {
+            recorder.ok(start, start + latency);
+        }
+        let buckets = recorder.buckets();
+        assert_eq!(buckets.iter().map(|bucket| bucket.1).collect::<Vec<_>>(), [2, 1]);
+        for (bucket, expected) in buckets.iter().zip([1e6, 20e6]) {
+            assert!((bucket.0 as f64 / expected - 1.0).abs() < 0.001, "{}", bucket.0);
+        }
     }
 
     #[test]

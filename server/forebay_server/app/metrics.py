@@ -25,7 +25,9 @@ from forebay_server.services.status import CODE_NAMES
 from forebay_server.services.vitals import SERVER, HealthBoard, Serving
 from forebay_server.telemetry import names, process
 from forebay_server.telemetry.exposition import expose
+from forebay_server.telemetry.families import expose_families
 from forebay_server.telemetry.feed import Feed
+from forebay_server.telemetry.formats import Format
 from forebay_server.telemetry.gpu import Gpus
 from forebay_server.telemetry.otlp import OtlpMetrics, options
 from forebay_server.telemetry.samples import Sample, of_version
@@ -162,8 +164,10 @@ class Metrics:
             found += self._gpus.samples()
         return found
 
-    def _render(self, openmetrics: bool) -> bytes:  # noqa: FBT001  # the scrape server's callback
-        return expose(self.read(), openmetrics=openmetrics, breathe=_breathe)
+    def _render(self, chosen: Format) -> bytes:
+        if chosen is Format.PROTOBUF:
+            return expose_families(self.read(), breathe=_breathe)
+        return expose(self.read(), openmetrics=chosen is Format.OPENMETRICS, breathe=_breathe)
 
     # --- In the dispatcher's thread -----------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """Chooses the store by the setting `jobs.store`."""
 
-from importlib import import_module
 from pathlib import Path
 
 from forebay_server.errors import ConfigError
@@ -26,13 +25,12 @@ def choose_store(setting: str, *, lost: bytes) -> Store:
         return MemoryStore()
     if setting.startswith(_POSTGRES):
         try:
-            import psycopg  # noqa: F401, PLC0415  # optional, so it is imported only where it is used
+            from forebay_server.jobs.postgres import PostgresStore  # noqa: PLC0415  # it imports psycopg, an extra
         except ImportError as exc:
             raise ConfigError(
                 "jobs.store: PostgreSQL needs the package psycopg: install forebay with the extra `postgres`"
             ) from exc
-        store: Store = import_module("forebay_server.jobs.postgres").PostgresStore(setting)
-        return store
+        return PostgresStore(setting)
     path = setting.removeprefix(_SQLITE)
     if not path or "://" in path or path.endswith("/"):
         raise ConfigError(f"jobs.store: {setting!r} is none of a path, sqlite:PATH, postgresql://... and memory:")

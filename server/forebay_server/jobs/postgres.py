@@ -23,8 +23,9 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+import psycopg
 import structlog
 
 from forebay_server.errors import ConfigError, StoreUnavailable
@@ -37,9 +38,6 @@ from forebay_server.jobs.postgres_listener import Listener, payloads
 from forebay_server.jobs.postgres_schema import MIGRATIONS, migrate
 from forebay_server.jobs.postgres_watch import Watch
 from forebay_server.jobs.store import Changed, Operation, Outcome, Purge
-
-if TYPE_CHECKING:
-    import psycopg
 
 PATIENCE: Final = 15.0
 """Seconds for a group, after which its connection is cut: the server may be frozen, so that its own limits fail."""
@@ -93,8 +91,6 @@ class PostgresStore:
             StoreUnavailable: It does not answer now.
         """
         postgres_connection.check(self._url)
-        import psycopg  # noqa: PLC0415  # of an optional dependency
-
         self._watch.start()
         try:
             self._prepare()
@@ -114,7 +110,7 @@ class PostgresStore:
         with self._watch.over(connection):
             self._bring_up(connection)
 
-    def _bring_up(self, connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
+    def _bring_up(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         server = connection.info.server_version
         if server < postgres_connection.OLDEST:
             raise ConfigError(f"the job store needs PostgreSQL 14 or newer, and this is {server // 10_000}")
@@ -154,8 +150,6 @@ class PostgresStore:
             StoreUnavailable: The store does not answer, or has forgotten jobs; it is not known whether the group
                 happened.
         """
-        import psycopg  # noqa: PLC0415  # of an optional dependency
-
         try:
             outcomes = self._apply(operations)
         except psycopg.Error as error:
@@ -176,8 +170,6 @@ class PostgresStore:
         return outcomes
 
     def _apply(self, operations: Sequence[Operation]) -> list[Outcome]:
-        import psycopg  # noqa: PLC0415  # of an optional dependency
-
         began = time.monotonic()
         for attempt in range(TRIES):
             if self._lost:
@@ -202,10 +194,8 @@ class PostgresStore:
             return group.outcomes
         raise StoreUnavailable("the job store is too busy")
 
-    def _rolled_back(self, connection: "psycopg.Connection[tuple[Any, ...]]", error: Exception, *, fresh: bool) -> bool:
+    def _rolled_back(self, connection: psycopg.Connection[tuple[Any, ...]], error: Exception, *, fresh: bool) -> bool:
         """Rolls a group back; whether it may go well if it is done again."""
-        import psycopg  # noqa: PLC0415  # of an optional dependency
-
         if connection.closed:
             self._drop()
             return not fresh
@@ -219,10 +209,8 @@ class PostgresStore:
             | psycopg.errors.LockNotAvailable,
         )
 
-    def _carry_out(self, connection: "psycopg.Connection[tuple[Any, ...]]", group: Group) -> None:
+    def _carry_out(self, connection: psycopg.Connection[tuple[Any, ...]], group: Group) -> None:
         """Everything but the commit."""
-        import psycopg  # noqa: PLC0415  # of an optional dependency
-
         try:
             with connection.pipeline():
                 connection.execute(sql.BEGIN, prepare=True)
@@ -241,10 +229,8 @@ class PostgresStore:
                     steps = _send(connection, group)
         reach("group.applied")
 
-    def _commit(self, connection: "psycopg.Connection[tuple[Any, ...]]", group: Group) -> None:
+    def _commit(self, connection: psycopg.Connection[tuple[Any, ...]], group: Group) -> None:
         """Makes it durable, and tells others. From here on an error leaves it open whether it happened."""
-        import psycopg  # noqa: PLC0415  # of an optional dependency
-
         self._warned = False
         self._groups += group.wrote
         commit = None
@@ -270,10 +256,8 @@ class PostgresStore:
             self._acknowledged = self._groups
         reach("group.committed")
 
-    def _forget(self, connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
+    def _forget(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         """Deletes old names, now and then."""
-        import psycopg  # noqa: PLC0415  # of an optional dependency
-
         if time.monotonic() >= self._forgets:
             self._forgets = time.monotonic() + FORGET_EVERY
             now = self._clock() if self._clock else None
@@ -302,7 +286,7 @@ class PostgresStore:
 
     # --- The connection -------------------------------------------------------------------------------------------
 
-    def _connected(self) -> "tuple[psycopg.Connection[tuple[Any, ...]], bool]":
+    def _connected(self) -> tuple[psycopg.Connection[tuple[Any, ...]], bool]:
         """The connection, and whether it is a new one."""
         if self._connection:
             return self._connection, False
@@ -310,12 +294,12 @@ class PostgresStore:
         self._keep(connection)
         return connection, True
 
-    def _keep(self, connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
+    def _keep(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         connection.add_notice_handler(self._hear)
         self._pid = connection.info.backend_pid
         self._connection = connection
 
-    def _hear(self, notice: "psycopg.errors.Diagnostic") -> None:
+    def _hear(self, notice: psycopg.errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":
             self._warned = True
 
@@ -328,7 +312,7 @@ class PostgresStore:
             connection.close()
 
 
-def _send(connection: "psycopg.Connection[tuple[Any, ...]]", group: Group) -> list[tuple[Any, Take]]:
+def _send(connection: psycopg.Connection[tuple[Any, ...]], group: Group) -> list[tuple[Any, Take]]:
     """Sends the next statements of a group; each with what takes its rows."""
     steps, group.steps = group.steps, []
     return [
@@ -337,6 +321,6 @@ def _send(connection: "psycopg.Connection[tuple[Any, ...]]", group: Group) -> li
     ]
 
 
-def _one(connection: "psycopg.Connection[tuple[Any, ...]]", query: str) -> Any:
+def _one(connection: psycopg.Connection[tuple[Any, ...]], query: str) -> Any:
     row = connection.execute(query).fetchone()
     return row[0] if row else None

@@ -6,10 +6,10 @@ the class says it. And text may hold what PostgreSQL's can't: the character NUL 
 
 import re
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from psycopg import Connection
+from psycopg import Connection, pq
+from psycopg.adapt import Dumper
 
 _HEAD = struct.Struct("!iiIii")  # dimensions, has nulls, type of the elements, length, first index
 _LENGTH = struct.Struct("!i")
@@ -84,17 +84,20 @@ def unescaped(text: str) -> str:
     return re.sub(r"\\(.)", lambda match: "\0" if match[1] == "0" else "\\", text) if "\\" in text else text
 
 
-def register(connection: "Connection[Any]") -> None:
+def register(connection: Connection[Any]) -> None:
     """Teaches a connection these types."""
-    from psycopg import pq  # noqa: PLC0415  # of an optional dependency
-    from psycopg.adapt import Dumper  # noqa: PLC0415  # as above
-
-    class ColumnDumper(Dumper):
-        format = pq.Format.BINARY
-
-        def dump(self, obj: Column) -> bytes:
-            return obj.packed()
-
-    for kind in (Blobs, Texts, Longs, Doubles):
-        dumper = type(f"{kind.__name__}Dumper", (ColumnDumper,), {"oid": kind.array})
+    for kind, dumper in _DUMPERS.items():
         connection.adapters.register_dumper(kind, dumper)
+
+
+class _ColumnDumper(Dumper):
+    format = pq.Format.BINARY
+
+    def dump(self, obj: Column) -> bytes:
+        return obj.packed()
+
+
+_DUMPERS = {
+    kind: type(f"{kind.__name__}Dumper", (_ColumnDumper,), {"oid": kind.array})
+    for kind in (Blobs, Texts, Longs, Doubles)
+}

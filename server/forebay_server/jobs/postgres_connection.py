@@ -4,14 +4,14 @@ No text from here has a password in it, so no text of libpq about a URL is passe
 """
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from forebay_server.errors import ConfigError, ForebayError, StoreFull, StoreUnavailable
 from forebay_server.jobs.postgres_arrays import register
 from forebay_server.jobs.postgres_watch import Watch
-
-if TYPE_CHECKING:
-    import psycopg
 
 OLDEST: Final = 140000
 """The oldest version of the server, as PostgreSQL writes it."""
@@ -60,8 +60,6 @@ so they are not recognized of a server that speaks another language than English
 
 def place(url: str) -> str:
     """Where a URL leads, without its password."""
-    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415  # of an optional dependency
-
     parts = conninfo_to_dict(url)
     host = parts.get("host") or parts.get("hostaddr") or "the local server"
     port = f":{parts['port']}" if parts.get("port") else ""
@@ -72,13 +70,8 @@ def check(url: str) -> None:
     """Looks at a URL without using it.
 
     Raises:
-        ConfigError: It is not one, or psycopg is not installed.
+        ConfigError: It is not one.
     """
-    try:
-        import psycopg  # noqa: PLC0415  # of an optional dependency
-        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415  # as above
-    except ImportError as error:
-        raise ConfigError("jobs in PostgreSQL need the package psycopg: install forebay[postgres]") from error
     try:
         parts = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
@@ -92,16 +85,13 @@ def check(url: str) -> None:
         )
 
 
-def connect(url: str, watch: Watch) -> "psycopg.Connection[tuple[Any, ...]]":
+def connect(url: str, watch: Watch) -> psycopg.Connection[tuple[Any, ...]]:
     """A connection whose commits are durable, without transactions of its own making.
 
     Raises:
         psycopg.Error: There is none.
         StoreUnavailable: It can't be made durable.
     """
-    import psycopg  # noqa: PLC0415  # of an optional dependency
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415  # as above
-
     said = conninfo_to_dict(url)
     parameters = {name: value for name, value in _PARAMETERS.items() if name not in said}
     connection = psycopg.connect(make_conninfo(url, **parameters), autocommit=True)
@@ -115,7 +105,7 @@ def connect(url: str, watch: Watch) -> "psycopg.Connection[tuple[Any, ...]]":
     return connection
 
 
-def _set_up(connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
+def _set_up(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
     with connection.pipeline():
         for name, value in _SETTINGS.items():
             connection.execute("SELECT set_config(%s, %s, false)", [name, value])
@@ -128,10 +118,8 @@ def _set_up(connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
         raise StoreUnavailable("the job store does not commit synchronously")
 
 
-def refused(error: "psycopg.Error", url: str) -> ConfigError | None:
+def refused(error: psycopg.Error, url: str) -> ConfigError | None:
     """The sentence for an error at the start that won't go away by itself; None if it may."""
-    import psycopg  # noqa: PLC0415  # of an optional dependency
-
     if isinstance(error, psycopg.errors.InsufficientPrivilege | psycopg.errors.InvalidSchemaName):
         said = error.diag.message_primary
         return ConfigError(f"the job store can't make or use its tables in the {place(url)}: {said}")
@@ -146,10 +134,8 @@ def refused(error: "psycopg.Error", url: str) -> ConfigError | None:
     return None
 
 
-def translated(error: "psycopg.Error") -> ForebayError:
+def translated(error: psycopg.Error) -> ForebayError:
     """What an error of a working store means for those who wait."""
-    import psycopg  # noqa: PLC0415  # of an optional dependency
-
     if isinstance(error, psycopg.errors.DiskFull):
         return StoreFull("the disk of the job store is full", retry_after=RETRY_FULL)
     return StoreUnavailable("the job store does not answer")

@@ -8,17 +8,15 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+import psycopg
 import structlog
 
 from forebay_server.errors import StoreUnavailable
 from forebay_server.jobs import postgres_connection
 from forebay_server.jobs.postgres_watch import Watch
 from forebay_server.jobs.store import Changed
-
-if TYPE_CHECKING:
-    import psycopg
 
 RECHECK: Final = 1.0
 """Seconds between looks without being told."""
@@ -76,8 +74,6 @@ class Listener:
         self._thread.join(10.0)
 
     def _run(self) -> None:
-        import psycopg  # noqa: PLC0415  # of an optional dependency
-
         while not self._closing.is_set():
             try:
                 with postgres_connection.connect(self._url, self._watch) as connection:
@@ -96,7 +92,7 @@ class Listener:
                 self._tell(set(), more=True)
                 self._closing.wait(RECHECK)
 
-    def _listen(self, connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
+    def _listen(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         self._tell(set(), more=True)  # What happened before it listened.
         looked = time.monotonic()
         while not self._closing.is_set():

@@ -9,13 +9,12 @@ of a claim goes with what waits, not with what has finished. The first row of th
 """
 
 import secrets
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+from psycopg import Connection
 
 from forebay_server.errors import ConfigError
 from forebay_server.jobs.store import DUE_ANYWAY, SUSPECT_CRASHES
-
-if TYPE_CHECKING:
-    from psycopg import Connection
 
 LOCK: Final = 0x666F7265626179
 """The advisory lock of whoever changes the schema: `forebay` in ASCII."""
@@ -95,7 +94,7 @@ VALUES ('', '', 0, '', '', 0, '', 0, '', 0, 0) ON CONFLICT DO NOTHING
 """
 
 
-def migrate(connection: "Connection[Any]") -> None:
+def migrate(connection: Connection[Any]) -> None:
     """Brings the schema up to date, in one transaction. Of several that do so at once, the others wait for the first.
 
     Raises:

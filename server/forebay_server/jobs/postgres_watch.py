@@ -11,10 +11,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    import psycopg
+import psycopg
 
 LOOKS: Final = 10
 """In the time that is allowed."""
@@ -46,7 +45,7 @@ class Watch:
             self._thread = None
 
     @contextlib.contextmanager
-    def over(self, connection: "psycopg.Connection[Any]") -> Iterator[None]:
+    def over(self, connection: psycopg.Connection[Any]) -> Iterator[None]:
         """Watches over what is done with a connection, which may be closed only after that."""
         with self._lock:
             self._waits[connection] = time.monotonic()
@@ -56,7 +55,7 @@ class Watch:
             with self._lock:
                 del self._waits[connection]
 
-    def cut(self, connection: "psycopg.Connection[Any]") -> None:
+    def cut(self, connection: psycopg.Connection[Any]) -> None:
         """Ends a connection that another thread waits on; it gets an error."""
         with self._lock:
             _shut_down(connection)
@@ -70,7 +69,7 @@ class Watch:
                         _shut_down(connection)
 
 
-def _shut_down(connection: "psycopg.Connection[Any]") -> None:
+def _shut_down(connection: psycopg.Connection[Any]) -> None:
     # Whatever is wrong with it, it is not in use then.
     with contextlib.suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as copy:
         copy.shutdown(socket.SHUT_RDWR)

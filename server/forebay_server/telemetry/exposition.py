@@ -12,10 +12,6 @@ from forebay_server.telemetry.metric import Metric
 from forebay_server.telemetry.names import METRICS
 from forebay_server.telemetry.samples import Distribution, Sample
 
-TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-"""Content types."""
-
 PORTION: Final = 32
 """Samples between two chances for others."""
 
@@ -28,15 +24,9 @@ def expose(samples: Iterable[Sample], *, openmetrics: bool, breathe: Callable[[]
         openmetrics: Which format.
         breathe: Called often; gives up the GIL.
     """
-    by_metric: dict[Metric, list[Sample]] = {}
-    for sample in samples:
-        by_metric.setdefault(sample[0], []).append(sample)
     lines: list[str] = []
     written = 0
-    for metric in METRICS:
-        found = by_metric.get(metric)
-        if not found:
-            continue
+    for metric, found in by_metric(samples):
         lines += _about(metric, openmetrics=openmetrics)
         bounds = [f'le="{bound!r}"}} ' for bound in map(float, metric.bounds)] + ['le="+Inf"} ']
         for _, values, value in found:
@@ -54,6 +44,14 @@ def expose(samples: Iterable[Sample], *, openmetrics: bool, breathe: Callable[[]
         lines.append("# EOF")
     lines.append("")
     return "\n".join(lines).encode()
+
+
+def by_metric(samples: Iterable[Sample]) -> list[tuple[Metric, list[Sample]]]:
+    """Samples by metric, in the order in which `names` has these."""
+    found: dict[Metric, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(sample[0], []).append(sample)
+    return [(metric, found[metric]) for metric in METRICS if metric in found]
 
 
 def _about(metric: Metric, *, openmetrics: bool) -> list[str]:

@@ -1,31 +1,20 @@
-"""What spans and metrics have in common on their way out over OTLP: the standard variables, and who is telling.
+"""What spans and metrics have in common on their way out over OTLP: the standard variables.
 
 Only what decides here is read here; where to send, headers, certificates, compression and times of the exporters are
-read by these themselves, from the standard variables. What needs no SDK is pure but for the environment it is given.
+read by these themselves, from the standard variables. Pure but for the environment that it is given.
 """
 
 import logging
-import os
-import uuid
 from collections.abc import Mapping
 from enum import Enum
-from importlib import metadata
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from forebay_server.errors import ConfigError
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.resources import Resource
 
 AUTO: Final = "auto"
 GRPC: Final = "grpc"
 HTTP: Final = "http/protobuf"
-
-SERVICE: Final = "forebay"
-"""The service's name if nobody gives it another."""
-INSTANCE: Final = str(uuid.uuid4())
-"""Tells this process from others of the same service."""
 
 _ELSEWHERE: Final = {"TRACES": ("none",), "METRICS": ("none", "prometheus")}
 """Exporters that may be asked for by name, and are not ours to start."""
@@ -117,21 +106,6 @@ def hush() -> None:
     if not quiet.handlers:
         quiet.addHandler(logging.NullHandler())
         quiet.propagate = False
-
-
-def resource() -> "Resource":
-    """Who is telling: OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME first, then what we know ourselves."""
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415  # the extra may be missing
-
-    own = {
-        "service.name": SERVICE,
-        "service.version": metadata.version("forebay"),
-        "service.instance.id": INSTANCE,
-    }
-    said = {pair.partition("=")[0].strip() for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",")}
-    if os.environ.get("OTEL_SERVICE_NAME"):
-        said.add("service.name")
-    return Resource.create({name: value for name, value in own.items() if name not in said})
 
 
 def _parts(signal: Signal) -> tuple[str, str]:

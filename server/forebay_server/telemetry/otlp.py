@@ -2,17 +2,13 @@
 
 Nobody waits for it: a collector that is down or slow delays the next export, and at any time there is one set of
 samples in memory. They are sent in portions, because the SDK's encoder keeps the GIL.
-
-The SDK has no producer interface, so its data points are built here from samples. Everything is cumulative since the
-start of the process; other temporalities are the collector's to make.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -20,10 +16,12 @@ from forebay_server.background import can_wait
 from forebay_server.config.tree import MetricsConfig
 from forebay_server.errors import ConfigError
 from forebay_server.telemetry import otel
-from forebay_server.telemetry.histogram import FIRST, SCALE
-from forebay_server.telemetry.metric import Kind, Metric
+from forebay_server.telemetry.metric import Metric
 from forebay_server.telemetry.names import METRICS
-from forebay_server.telemetry.samples import Distribution, Sample
+from forebay_server.telemetry.samples import Sample
+
+if TYPE_CHECKING:
+    from forebay_server.telemetry.otlp_sender import MetricSender, Portion
 
 PORTION: Final = 64
 """Data points in an export."""
@@ -91,22 +89,23 @@ class OtlpMetrics:
         self._read = read
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._main, name="forebay-otlp-metrics", daemon=True)
-        self._began = time.time_ns()
-        self._exporter: Any = None
-        self._resource: Any = None
+        self._sender: MetricSender | None = None
         self._ok = True
         self.sent = 0
         self.failed = 0
 
     def start(self) -> None:
-        """Makes the SDK's exporter, which connects when it sends, and starts the thread.
+        """Makes the sender, which connects when it sends, and starts the thread.
 
         Raises:
             ConfigError: The extra `otel` is not installed, or the SDK does not take the settings.
         """
+        chosen = self._options
         try:
-            self._exporter = _exporter(self._options)
-            self._resource = otel.resource()
+            from forebay_server.telemetry.otlp_sender import MetricSender  # noqa: PLC0415  # it imports the SDK, an extra
+
+            endpoint = otel.url(otel.Signal.METRICS, chosen.endpoint, chosen.protocol)
+            self._sender = MetricSender(endpoint, chosen.protocol, exponential=chosen.exponential)
         except ImportError as error:
             raise ConfigError("to export metrics install forebay[otel]") from error
         except Exception as error:
@@ -115,11 +114,11 @@ class OtlpMetrics:
 
     def close(self) -> None:
         """Sends once more, if that is quick, and ends."""
-        if not self._thread.is_alive():
+        if self._sender is None or not self._thread.is_alive():
             return
         self._stopping.set()
         self._thread.join(LAST_TRY)
-        self._exporter.shutdown()
+        self._sender.shutdown()
         self._thread.join(LAST_TRY)
 
     def _main(self) -> None:
@@ -151,94 +150,16 @@ class OtlpMetrics:
             else:
                 _log.warning("metrics_not_exported", protocol=self._options.protocol)
 
-    def _send(self, portion: Sequence[tuple[Metric, Sequence[Sample]]]) -> bool:
-        from opentelemetry.sdk.metrics import export  # noqa: PLC0415  # the extra may be missing
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415  # see above
-
-        now = time.time_ns()
-        metrics = [
-            export.Metric(metric.name, metric.help, metric.unit, self._data(metric, samples, now))
-            for metric, samples in portion
-        ]
-        scope = export.ScopeMetrics(InstrumentationScope("forebay", metadata.version("forebay")), metrics, "")
-        data = export.MetricsData([export.ResourceMetrics(self._resource, [scope], "")])
+    def _send(self, portion: "Portion") -> bool:
+        assert self._sender is not None  # noqa: S101  # `start` made it
         try:
-            return self._exporter.export(data) is export.MetricExportResult.SUCCESS
+            return self._sender.send(portion)
         except Exception:  # noqa: BLE001  # whatever the SDK does, the thread goes on
             _log.exception("metrics_export_failed")
             return False
 
-    def _data(self, metric: Metric, samples: Sequence[Sample], now: int) -> Any:
-        from opentelemetry.sdk.metrics import export  # noqa: PLC0415  # the extra may be missing
 
-        cumulative = export.AggregationTemporality.CUMULATIVE
-        began = self._began
-        pairs = [(dict(zip(metric.labels, labels, strict=True)), value) for _, labels, value in samples]
-        if metric.kind is not Kind.HISTOGRAM:
-            points = [export.NumberDataPoint(labels, began, now, value) for labels, value in pairs]  # type: ignore[arg-type]  # a number, by its kind
-            return export.Gauge(points) if metric.kind is Kind.GAUGE else export.Sum(points, cumulative, True)
-        if self._options.exponential and metric.places:
-            return export.ExponentialHistogram(
-                [_exponential(labels, began, now, value) for labels, value in pairs],  # type: ignore[arg-type]  # see above
-                cumulative,
-            )
-        return export.Histogram([_explicit(metric, labels, began, now, value) for labels, value in pairs], cumulative)  # type: ignore[arg-type]  # see above
-
-
-def _explicit(metric: Metric, labels: Mapping[str, str], began: int, now: int, value: Distribution) -> Any:
-    from opentelemetry.sdk.metrics import export  # noqa: PLC0415  # the extra may be missing
-
-    counts = [count - before for count, before in zip(value.buckets, [0, *value.buckets[:-1]], strict=True)]
-    return export.HistogramDataPoint(
-        attributes=labels,
-        start_time_unix_nano=began,
-        time_unix_nano=now,
-        count=value.buckets[-1],
-        sum=value.sum,
-        bucket_counts=counts,
-        explicit_bounds=[float(bound) for bound in metric.bounds],
-        min=None,  # type: ignore[arg-type]  # not known; optional in the protocol
-        max=None,  # type: ignore[arg-type]  # see above
-        exemplars=_exemplars(value),
-    )
-
-
-def _exponential(labels: Mapping[str, str], began: int, now: int, value: Distribution) -> Any:
-    """The finer buckets as they are: their bounds are those of an exponential histogram."""
-    from opentelemetry.sdk.metrics import export  # noqa: PLC0415  # the extra may be missing
-
-    exact = value.exact
-    assert exact is not None  # noqa: S101  # metrics with `places` have it
-    counts = exact.counts[1:]
-    used = [place for place, count in enumerate(counts) if count]
-    first, last = (used[0], used[-1]) if used else (0, -1)
-    return export.ExponentialHistogramDataPoint(
-        attributes=labels,
-        start_time_unix_nano=began,
-        time_unix_nano=now,
-        count=exact.count,
-        sum=exact.sum,
-        scale=SCALE,
-        zero_count=exact.counts[0],
-        positive=export.Buckets(FIRST + first, counts[first : last + 1]),
-        negative=export.Buckets(0, []),
-        flags=0,
-        min=None,  # type: ignore[arg-type]  # not known; optional in the protocol
-        max=None,  # type: ignore[arg-type]  # see above
-        exemplars=_exemplars(value),
-    )
-
-
-def _exemplars(value: Distribution) -> list[Any]:
-    from opentelemetry.sdk.metrics import Exemplar  # noqa: PLC0415  # the extra may be missing
-
-    return [
-        Exemplar({}, seconds, round(at * 1e9), span_id, trace_id)
-        for seconds, trace_id, span_id, at in value.exemplars.values()
-    ]
-
-
-def _portions(samples: Sequence[Sample]) -> Iterator[list[tuple[Metric, list[Sample]]]]:
+def _portions(samples: Sequence[Sample]) -> "Iterator[Portion]":
     """Samples by metric, so many at a time."""
     by_metric: dict[Metric, list[Sample]] = {}
     for sample in samples:
@@ -257,15 +178,3 @@ def _portions(samples: Sequence[Sample]) -> Iterator[list[tuple[Metric, list[Sam
                 portion, room = [], PORTION
     if portion:
         yield portion
-
-
-def _exporter(chosen: Options) -> Any:
-    otel.hush()
-    endpoint = otel.url(otel.Signal.METRICS, chosen.endpoint, chosen.protocol)
-    if chosen.protocol == otel.GRPC:
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter  # noqa: PLC0415  # heavy
-
-        return OTLPMetricExporter(endpoint=endpoint)
-    from opentelemetry.exporter.otlp.proto.http import metric_exporter  # noqa: PLC0415  # heavy
-
-    return metric_exporter.OTLPMetricExporter(endpoint=endpoint)

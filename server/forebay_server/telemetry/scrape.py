@@ -18,7 +18,7 @@ import structlog
 
 from forebay_server.background import can_wait
 from forebay_server.errors import ConfigError
-from forebay_server.telemetry.exposition import OPENMETRICS, TEXT
+from forebay_server.telemetry.formats import Format, accepted
 
 PATH: Final = "/metrics"
 PATIENCE: Final = 10.0
@@ -54,10 +54,10 @@ class ScrapeServer:
 
     Args:
         address: `host:port`; port 0: any free one.
-        render: Gives the text; told whether as OpenMetrics. Called in this server's thread; raises if it can't.
+        render: Gives all metrics in a format. Called in this server's thread; raises if it can't.
     """
 
-    def __init__(self, address: str, render: Callable[[bool], bytes]) -> None:
+    def __init__(self, address: str, render: Callable[[Format], bytes]) -> None:
         self._address = address
         self._render = render
         self._selector = selectors.DefaultSelector()
@@ -172,13 +172,13 @@ class ScrapeServer:
         headers = {
             name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
         }
-        openmetrics = "application/openmetrics-text" in headers.get("accept", "")
+        chosen = accepted(headers.get("accept", ""))
         try:
-            body = self._render(openmetrics)
+            body = self._render(chosen)
         except Exception:  # noqa: BLE001  # whatever it is, the next scrape may go well
             _log.exception("scrape_failed")
             return _response(HTTPStatus.SERVICE_UNAVAILABLE, body=method != "HEAD")
-        extra = [f"Content-Type: {OPENMETRICS if openmetrics else TEXT}", "Vary: Accept, Accept-Encoding"]
+        extra = [f"Content-Type: {chosen.value}", "Vary: Accept, Accept-Encoding"]
         if "gzip" in headers.get("accept-encoding", "") and len(body) >= LEAST_ZIPPED:
             body = gzip.compress(body, 1, mtime=0)
             extra.append("Content-Encoding: gzip")

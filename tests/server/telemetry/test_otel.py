@@ -1,9 +1,8 @@
-"""The standard variables, as spans and metrics read them alike; and who is telling."""
+"""The standard variables, as spans and metrics read them alike."""
 
 import pytest
 
 from forebay_server.errors import ConfigError
-from forebay_server.telemetry import otel
 from forebay_server.telemetry.otel import Signal, number, protocol, url, wanted
 
 ENDPOINT = "http://collector:4317"
@@ -101,23 +100,3 @@ def test_numbers():
 def test_where_to(endpoint, spoken, expected):
     """Over HTTP each signal has a path, which an endpoint may have already."""
     assert url(Signal.TRACES, endpoint, spoken) == expected
-
-
-def test_who_is_telling(monkeypatch):
-    """What the variables say is kept; what they do not, is ours; spans and metrics say the same."""
-    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=9,deployment.environment=test")
-    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
-    found = dict(otel.resource().attributes)
-    assert (found["service.name"], found["service.version"], found["deployment.environment"]) == (
-        "forebay",
-        "9",
-        "test",
-    )
-    assert found["service.instance.id"] == otel.resource().attributes["service.instance.id"] == otel.INSTANCE
-
-    monkeypatch.setenv("OTEL_SERVICE_NAME", "pool")
-    assert otel.resource().attributes["service.name"] == "pool"
-    monkeypatch.delenv("OTEL_SERVICE_NAME")
-    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=group,service.instance.id=7")
-    found = dict(otel.resource().attributes)
-    assert (found["service.name"], found["service.instance.id"]) == ("group", "7")

@@ -7,7 +7,7 @@ from opentelemetry.sdk.metrics import export
 
 from forebay_server.config.tree import MetricsConfig
 from forebay_server.errors import ConfigError
-from forebay_server.telemetry import names, otlp
+from forebay_server.telemetry import names, otlp, otlp_sender
 from forebay_server.telemetry.histogram import Histogram
 from forebay_server.telemetry.otlp import Options, OtlpMetrics, options
 from forebay_server.telemetry.samples import durations, sizes
@@ -117,7 +117,7 @@ class Collector:
 @pytest.fixture
 def collector(monkeypatch):
     made = Collector()
-    monkeypatch.setattr(otlp, "_exporter", lambda _options: made)
+    monkeypatch.setattr(otlp_sender, "exporter", lambda _endpoint, _protocol: made)
     return made
 
 

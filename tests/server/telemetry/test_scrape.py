@@ -9,6 +9,7 @@ import pytest
 
 from forebay_server.errors import ConfigError
 from forebay_server.telemetry import scrape
+from forebay_server.telemetry.formats import Format
 from forebay_server.telemetry.scrape import ScrapeServer
 
 BODY = b"forebay_serving 1\n" * 100
@@ -19,10 +20,10 @@ def served():
     """An endpoint that serves `BODY`, or raises what is put into `faults`."""
     faults = []
 
-    def render(openmetrics):
+    def render(chosen):
         if faults:
             raise faults[0]
-        return (b"modern " if openmetrics else b"") + BODY
+        return (b"" if chosen is Format.TEXT else chosen.name.encode() + b" ") + BODY
 
     server = ScrapeServer("127.0.0.1:0", render)
     server.start()
@@ -42,13 +43,17 @@ def ask(server, method="GET", path="/metrics", **headers):
 
 
 def test_formats(served):
-    """Prometheus' own by default, OpenMetrics if it is accepted, packed if that is."""
+    """Prometheus' own by default, another one if it is accepted, packed if that is."""
     status, headers, body = ask(served)
     assert (status, body) == (200, BODY)
     assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     status, headers, body = ask(served, accept="application/openmetrics-text; version=1.0.0,text/plain;q=0.5")
-    assert body == b"modern " + BODY
+    assert body == b"OPENMETRICS " + BODY
     assert headers["Content-Type"] == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    protobuf = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+    status, headers, body = ask(served, accept=protobuf)
+    assert body == b"PROTOBUF " + BODY
+    assert headers["Content-Type"] == protobuf
     status, headers, body = ask(served, accept_encoding="gzip")
     assert (headers["Content-Encoding"], gzip.decompress(body)) == ("gzip", BODY)
     assert ask(served, path="/metrics?a=b")[0] == 200

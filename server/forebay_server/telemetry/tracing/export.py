@@ -6,27 +6,21 @@ is bounded, and what finds it full, or can't be delivered in the exporter's time
 
 import threading
 import time
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
 from forebay_server.background import can_wait
 from forebay_server.errors import ConfigError
-from forebay_server.telemetry import otel
-from forebay_server.telemetry.tracing import names
 from forebay_server.telemetry.tracing.options import Options
 from forebay_server.telemetry.tracing.tracer import Tracer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from forebay_server.telemetry.tracing.message import Frame
-    from forebay_server.telemetry.tracing.spans import Spans
+    from forebay_server.telemetry.tracing.way import Way
 
 STEPS: Final = 4
-"""See `background`. With all requests sampled, on a core that is busy with them, a sixth of the spans was dropped,
-in one run; with the usual ten steps about a half, and more requests were answered."""
+"""See `background`. With all requests sampled, on a core that is busy with them, a sixth to a third of the spans were
+dropped, in four runs; with the usual ten steps about a half, in one, and more requests were answered."""
 SLICE: Final = 0.0001
 """Seconds of work at a stretch: so long the dispatcher may have to wait for the GIL."""
 REST: Final = 0.0002
@@ -37,16 +31,6 @@ DRIFT: Final = 1_000_000
 """Nanoseconds by which the wall clock may leave the monotonic one before that is followed."""
 
 _log = structlog.get_logger(__name__)
-
-
-class Sender(Protocol):
-    """Sends messages of spans to a collector. Used by one thread; `shutdown` by any."""
-
-    def send(self, message: bytes) -> bool:
-        """Sends a message, with what tries and time the settings allow; whether the collector has taken it."""
-
-    def shutdown(self) -> None:
-        """Has `send` give up soon, and no longer try."""
 
 
 class SpanFigures(NamedTuple):
@@ -152,29 +136,13 @@ class Exporter:
         return self._epoch
 
 
-def _open(options: Options) -> "tuple[Spans, Frame, Sender]":
+def _open(options: Options) -> "Way":
     """Imports the SDK, which takes a while, and makes its parts."""
     try:
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415  # only for tracing
+        from forebay_server.telemetry.tracing.way import open_way  # noqa: PLC0415  # it imports the SDK, an extra
 
-        from forebay_server.telemetry.tracing.message import Frame  # noqa: PLC0415  # it imports the SDK
-        from forebay_server.telemetry.tracing.spans import Spans  # noqa: PLC0415  # likewise
-
-        make: Callable[[str | None], Sender]
-        if options.protocol == otel.GRPC:
-            from forebay_server.telemetry.tracing.sender_grpc import GrpcSender  # noqa: PLC0415  # likewise
-
-            make = GrpcSender
-        else:
-            from forebay_server.telemetry.tracing.sender_http import HttpSender  # noqa: PLC0415  # likewise
-
-            make = HttpSender
+        return open_way(options)
     except ImportError as error:
         raise ConfigError("tracing needs the OpenTelemetry SDK: install forebay[otel]") from error
-    otel.hush()
-    try:
-        sender = make(otel.url(otel.Signal.TRACES, options.endpoint, options.protocol))
-        frame = Frame(otel.resource(), InstrumentationScope(names.SCOPE, version("forebay"), names.SCHEMA))
     except Exception as error:
         raise ConfigError(f"the OTLP exporter can't be made: {error}") from error
-    return Spans(options.links), frame, sender

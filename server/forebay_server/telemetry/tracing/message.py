@@ -21,7 +21,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
 from forebay_server.telemetry.tracing.records import Trace
-from forebay_server.varint import varint
+from forebay_server.varint import piece, tag, varint
 
 _INTEGER, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 """How a field is written; part of its tag."""
@@ -31,30 +31,21 @@ _FLOAT: Final = Struct("<d")
 _FLAGS: Final = Struct("<I")
 
 
-def _tag(field: int, kind: int) -> bytes:
-    return varint(field << 3 | kind)
-
-
-def _piece(field: int, body: bytes) -> bytes:
-    """A field that is a text, bytes or a message."""
-    return _tag(field, _LENGTH) + varint(len(body)) + body
-
-
 def _text(field: int, value: str) -> bytes:
     """A text; one that is empty is left out."""
-    return _piece(field, value.encode()) if value else b""
+    return piece(field, value.encode()) if value else b""
 
 
 def attribute(key: str, value: str | float) -> bytes:
     """An attribute of a span. An integer that is one stays one."""
     if isinstance(value, str):
-        content = _piece(AnyValue.STRING_VALUE_FIELD_NUMBER, value.encode())
+        content = piece(AnyValue.STRING_VALUE_FIELD_NUMBER, value.encode())
     elif isinstance(value, int):
-        content = _tag(AnyValue.INT_VALUE_FIELD_NUMBER, _INTEGER) + varint(value & _MASK)
+        content = tag(AnyValue.INT_VALUE_FIELD_NUMBER, _INTEGER) + varint(value & _MASK)
     else:
-        content = _tag(AnyValue.DOUBLE_VALUE_FIELD_NUMBER, _EIGHT_BYTES) + _FLOAT.pack(value)
-    pair = _text(KeyValue.KEY_FIELD_NUMBER, key) + _piece(KeyValue.VALUE_FIELD_NUMBER, content)
-    return _piece(Span.ATTRIBUTES_FIELD_NUMBER, pair)
+        content = tag(AnyValue.DOUBLE_VALUE_FIELD_NUMBER, _EIGHT_BYTES) + _FLOAT.pack(value)
+    pair = _text(KeyValue.KEY_FIELD_NUMBER, key) + piece(KeyValue.VALUE_FIELD_NUMBER, content)
+    return piece(Span.ATTRIBUTES_FIELD_NUMBER, pair)
 
 
 def before(key: str) -> bytes:
@@ -69,33 +60,33 @@ def layout(*befores: bytes) -> Struct:
 
 def named(name: str, kind: int) -> bytes:
     """The name and the kind of a span; kinds are those of `Span.SpanKind`."""
-    return _text(Span.NAME_FIELD_NUMBER, name) + _tag(Span.KIND_FIELD_NUMBER, _INTEGER) + varint(kind)
+    return _text(Span.NAME_FIELD_NUMBER, name) + tag(Span.KIND_FIELD_NUMBER, _INTEGER) + varint(kind)
 
 
 # A span and a link begin alike: trace id, span id. (Their fields have the same numbers.)
 _IDENTITY: Final = Struct("<2s16s2s8s")
-_TRACE_ID: Final = _tag(Span.TRACE_ID_FIELD_NUMBER, _LENGTH) + varint(16)
-_SPAN_ID: Final = _tag(Span.SPAN_ID_FIELD_NUMBER, _LENGTH) + varint(8)
-_PARENT: Final = _tag(Span.PARENT_SPAN_ID_FIELD_NUMBER, _LENGTH) + varint(8)
+_TRACE_ID: Final = tag(Span.TRACE_ID_FIELD_NUMBER, _LENGTH) + varint(16)
+_SPAN_ID: Final = tag(Span.SPAN_ID_FIELD_NUMBER, _LENGTH) + varint(8)
+_PARENT: Final = tag(Span.PARENT_SPAN_ID_FIELD_NUMBER, _LENGTH) + varint(8)
 
 _TIMES: Final = Struct("<cQcQ")
-_START: Final = _tag(Span.START_TIME_UNIX_NANO_FIELD_NUMBER, _EIGHT_BYTES)
-_END: Final = _tag(Span.END_TIME_UNIX_NANO_FIELD_NUMBER, _EIGHT_BYTES)
+_START: Final = tag(Span.START_TIME_UNIX_NANO_FIELD_NUMBER, _EIGHT_BYTES)
+_END: Final = tag(Span.END_TIME_UNIX_NANO_FIELD_NUMBER, _EIGHT_BYTES)
 
 _KNOWN: Final = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 """That the flag of a remote parent can be believed."""
-_AFTER_LINK: Final = _tag(Span.Link.FLAGS_FIELD_NUMBER, _FOUR_BYTES) + _FLAGS.pack(_KNOWN)
-_LINK: Final = _tag(Span.LINKS_FIELD_NUMBER, _LENGTH) + varint(_IDENTITY.size + len(_AFTER_LINK))
-_DROPPED_LINKS: Final = _tag(Span.DROPPED_LINKS_COUNT_FIELD_NUMBER, _INTEGER)
+_AFTER_LINK: Final = tag(Span.Link.FLAGS_FIELD_NUMBER, _FOUR_BYTES) + _FLAGS.pack(_KNOWN)
+_LINK: Final = tag(Span.LINKS_FIELD_NUMBER, _LENGTH) + varint(_IDENTITY.size + len(_AFTER_LINK))
+_DROPPED_LINKS: Final = tag(Span.DROPPED_LINKS_COUNT_FIELD_NUMBER, _INTEGER)
 
-_SPAN: Final = _tag(ScopeSpans.SPANS_FIELD_NUMBER, _LENGTH)
+_SPAN: Final = tag(ScopeSpans.SPANS_FIELD_NUMBER, _LENGTH)
 
 
 def _ending(*, failed: bool, remote: bool) -> bytes:
-    error = _tag(Status.CODE_FIELD_NUMBER, _INTEGER) + varint(Status.STATUS_CODE_ERROR) if failed else b""
+    error = tag(Status.CODE_FIELD_NUMBER, _INTEGER) + varint(Status.STATUS_CODE_ERROR) if failed else b""
     flags = _KNOWN | SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK if remote else _KNOWN
-    status = _piece(Span.STATUS_FIELD_NUMBER, error)
-    return status + _tag(Span.FLAGS_FIELD_NUMBER, _FOUR_BYTES) + _FLAGS.pack(flags)
+    status = piece(Span.STATUS_FIELD_NUMBER, error)
+    return status + tag(Span.FLAGS_FIELD_NUMBER, _FOUR_BYTES) + _FLAGS.pack(flags)
 
 
 _ENDINGS: Final = {
@@ -155,17 +146,17 @@ class Frame:
         sample = encode_spans([ReadableSpan("", context=anybody, resource=resource, instrumentation_scope=scope)])
         (outer,) = sample.resource_spans
         (inner,) = outer.scope_spans
-        self._resource = _piece(ResourceSpans.RESOURCE_FIELD_NUMBER, outer.resource.SerializeToString())
+        self._resource = piece(ResourceSpans.RESOURCE_FIELD_NUMBER, outer.resource.SerializeToString())
         self._resource_schema = _text(ResourceSpans.SCHEMA_URL_FIELD_NUMBER, outer.schema_url)
-        self._scope = _piece(ScopeSpans.SCOPE_FIELD_NUMBER, inner.scope.SerializeToString())
+        self._scope = piece(ScopeSpans.SCOPE_FIELD_NUMBER, inner.scope.SerializeToString())
         self._scope_schema = _text(ScopeSpans.SCHEMA_URL_FIELD_NUMBER, inner.schema_url)
 
     def message(self, spans: Sequence[bytes]) -> bytes:
         """A message of some spans."""
         inner = len(self._scope) + sum(map(len, spans)) + len(self._scope_schema)
-        head = _tag(ResourceSpans.SCOPE_SPANS_FIELD_NUMBER, _LENGTH) + varint(inner)
+        head = tag(ResourceSpans.SCOPE_SPANS_FIELD_NUMBER, _LENGTH) + varint(inner)
         outer = len(self._resource) + len(head) + inner + len(self._resource_schema)
-        top = _tag(ExportTraceServiceRequest.RESOURCE_SPANS_FIELD_NUMBER, _LENGTH) + varint(outer)
+        top = tag(ExportTraceServiceRequest.RESOURCE_SPANS_FIELD_NUMBER, _LENGTH) + varint(outer)
         return b"".join(
             (top, self._resource, head, self._scope, *spans, self._scope_schema, self._resource_schema),
         )

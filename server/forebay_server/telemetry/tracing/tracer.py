@@ -2,7 +2,9 @@
 
 The dispatcher's part must be cheap: a request that is not sampled costs a call and a random number (and a look at
 `traceparent`, if its caller has sent one), and nothing at its end but a comparison. Nothing here waits, and nothing
-grows without bound: a record that finds the queue full is dropped and counted.
+grows without bound: a record that finds the queue full is dropped and counted. So that the noteworthy (what failed or
+was slow) is dropped last, some of the queue is kept for it; and while the rest is full, a request that would be sampled
+is dropped at its beginning, where that costs no more than not to want it.
 
 `begin`, `item`, `batch` and what ends a request belong to the dispatcher; `resume`, `webhook` and `model` may be called
 from any thread.
@@ -25,6 +27,9 @@ ONLINE: Final = 0
 
 REJECTED: Final = "rejected"
 """A batch that failed through its callers, see `scheduling.bisection`: nothing that an operator has to look into."""
+
+RESERVE: Final = 8
+"""This part of the queue (an eighth) is for the noteworthy."""
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Mark = Trace | str | None
@@ -77,7 +82,7 @@ class Tracer:
         tail: The decision at the end.
         codes: The canonical name of the status code for each reason of an error.
         clock: Monotonic seconds.
-        most: Records that may wait to be sent.
+        most: Records that may wait to be sent, some of them only if they are noteworthy.
         events: Where exemplars are reported, as `scheduling.events` says.
         wall: Seconds since 1970.
         random: For decisions and for ids, which need not be secret.
@@ -101,6 +106,7 @@ class Tracer:
         self._codes = codes
         self.clock = clock
         self._most = most
+        self._room = most - most // RESERVE
         self._wall = wall
         self._events: list[tuple[Any, ...]] = [] if events is None else events
         source = random or Random()  # noqa: S311  # see above
@@ -109,7 +115,7 @@ class Tracer:
         self.queue: deque[Record] = deque()
         """What waits to be made a span of and sent. The other end belongs to one thread."""
         self.dropped = 0
-        """Spans that found the queue full."""
+        """Spans that found the queue full, and requests that were not sampled because it was."""
 
     @property
     def suppressed(self) -> int:
@@ -124,7 +130,7 @@ class Tracer:
             for key, value in metadata:
                 if key == "traceparent":
                     return self._follow(value)
-        return None if self._random() >= self._ratio else self._first()
+        return self._first() if self._random() < self._ratio and self._has_room() else None
 
     def item(self, traceparent: str, stream: Mark) -> Mark:
         """An item of a stream has arrived: whether it is sampled.
@@ -134,7 +140,7 @@ class Tracer:
         """
         if traceparent:
             return self._follow(traceparent)
-        if self._random() >= self._ratio:
+        if self._random() >= self._ratio or not self._has_room():
             return None
         if isinstance(stream, Trace):
             return Trace(stream.trace_id, self._bits(64) or 1, stream.span_id)
@@ -162,10 +168,17 @@ class Tracer:
             return value  # type: ignore[return-value]  # bytes are not equal to a text
         parent = context.parse(value)
         if parent is None:
-            return None if self._random() >= self._ratio else self._first()
-        if self._sampler.wants(parent):
+            return self._first() if self._random() < self._ratio and self._has_room() else None
+        if self._sampler.wants(parent) and self._has_room():
             return Trace(parent.trace_id, self._bits(64) or 1, parent.span_id, remote=True)
         return value  # type: ignore[return-value]  # what has been parsed is a text
+
+    def _has_room(self) -> bool:
+        """Whether one more may be sampled; if not, it counts as dropped, whatever the tail rule says of it later."""
+        if len(self.queue) < self._room:
+            return True
+        self.dropped += 1
+        return False
 
     def _first(self, by: str = "") -> Trace:
         return Trace(self._bits(128) or 1, self._bits(64) or 1, by=by)
@@ -189,12 +202,14 @@ class Tracer:
             error: What became of it if it failed; empty: it went well.
         """
         slow = batch.completed - self._tail.slow
+        wrong = bool(error) and error != REJECTED
+        noteworthy = wrong
         links: list[Trace] = []
         for part in batch.parts:
             request = part.request
             trace = request.trace
             if trace.__class__ is not Trace:
-                if error and error != REJECTED:
+                if wrong:
                     by = "error"
                 elif request.arrival < slow and request.level == ONLINE:
                     by = "slow"
@@ -204,6 +219,7 @@ class Tracer:
                 if trace is None:
                     continue
                 request.trace = trace
+                noteworthy = True
             links.append(trace)
         if not links:
             return
@@ -229,7 +245,8 @@ class Tracer:
                 stamps,
                 error,
                 links,
-            )
+            ),
+            noteworthy=noteworthy,
         )
 
     # --- The end --------------------------------------------------------------------------------------------------
@@ -285,23 +302,25 @@ class Tracer:
             patient: Whether it may take its time: then it is never slow.
         """
         now = self.clock()
+        if code in KEPT_ERRORS:
+            by = "error"
+        elif not patient and now - began >= self._tail.slow:
+            by = "slow"
+        else:
+            by = ""
         if mark.__class__ is not Trace:
-            if code in KEPT_ERRORS:
-                mark = self._keep(mark, "error", now)
-            elif not patient and now - began >= self._tail.slow:
-                mark = self._keep(mark, "slow", now)
-            else:
-                return
+            mark = self._keep(mark, by, now) if by else None
             if mark is None:
                 return
-        self._put((kind, mark, began, now, what, code, reason, key, rows))
+        self._put((kind, mark, began, now, what, code, reason, key, rows), noteworthy=bool(by))
 
     def _request(self, kind: int, request: Traced, what: Any, code: str, reason: str) -> None:
         trace = request.trace
         if trace.__class__ is not Trace:
             return
         now, key, arrival = self.clock(), request.lane.key, request.arrival
-        self._put((kind, trace, arrival, now, what, code, reason, key, request.rows))
+        slow = now - arrival >= self._tail.slow
+        self._put((kind, trace, arrival, now, what, code, reason, key, request.rows), noteworthy=slow)
         if code == OK and trace.stamps is not None:
             wall = self._wall()
             self._events.append((EXEMPLAR, key, request.method, now - arrival, trace.trace_id, trace.span_id, wall))
@@ -333,15 +352,15 @@ class Tracer:
             error: Why it did not arrive; empty: it did.
         """
         if isinstance(mark, Trace):
-            self._put((records.WEBHOOK, mark, began, self.clock(), job, tries, status, error))
+            self._put((records.WEBHOOK, mark, began, self.clock(), job, tries, status, error), noteworthy=bool(error))
 
     def model(self, name: str, model: str, version: int) -> "Step":
         """A model begins to be brought into service. Such spans are rare, so all are kept, unless nothing is wanted."""
         wanted = self._ratio > 0.0 or self._sampler.parent_based
         return Step(self, name, model, version, self._first() if wanted else None)
 
-    def _put(self, record: Record) -> None:
-        if len(self.queue) >= self._most:
+    def _put(self, record: Record, *, noteworthy: bool) -> None:
+        if len(self.queue) >= (self._most if noteworthy else self._room):
             self.dropped += 1
         else:
             self.queue.append(record)
@@ -378,4 +397,4 @@ class Step:
         if self._trace is not None:
             now = self._tracer.clock()
             record = (records.MODEL, self._trace, self._began, now, self._name, self._model, self._version, error)
-            self._tracer._put(record)  # noqa: SLF001  # see above
+            self._tracer._put(record, noteworthy=True)  # noqa: SLF001  # see above

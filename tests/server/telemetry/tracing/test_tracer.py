@@ -152,6 +152,98 @@ def test_the_queue_is_bounded(clock):
     assert (len(tracer.queue), tracer.dropped) == (3, 7)
 
 
+def test_what_would_be_dropped_is_dropped_at_its_beginning(clock):
+    """Where it costs least: it is not sampled, counted once, and its caller's context stays as if it were unsampled."""
+    tracer = make(clock, "parentbased_always_on", most=8)
+    early = request(tracer.begin(None))
+    for _ in range(7):
+        tracer.answered(request(tracer.begin(None)), "Predict")
+
+    assert tracer.dropped == 0
+    assert tracer.begin(None) is None
+    assert tracer.begin([("traceparent", "nonsense")]) is None
+    assert tracer.begin([("traceparent", SAMPLED)]) == SAMPLED
+    assert tracer.item("", early.trace) is None
+    assert tracer.dropped == 4
+    tracer.answered(early, "Predict")
+    assert (len(tracer.queue), tracer.dropped) == (7, 5), "one that was sampled before is dropped at its end"
+    tracer.queue.popleft()
+    assert isinstance(tracer.begin(None), Trace)
+
+
+def fail(tracer, early, clock):
+    """A request that fails through the server's fault."""
+    tracer.failed(early, "Predict", "INTERNAL")
+
+
+def refuse(tracer, early, clock):
+    """A request that is shed."""
+    tracer.failed_item(early, 1, "QUEUE_FULL")
+
+
+def dawdle(tracer, early, clock):
+    """A request that is slow."""
+    clock.now = 1.0
+    tracer.answered(early, "Predict")
+
+
+def break_batch(tracer, early, clock):
+    """A batch that fails."""
+    tracer.batch(batch_of(early), "INTERNAL")
+
+
+def keep_slow_batch(tracer, early, clock):
+    """A batch with a request that the tail rule keeps."""
+    tracer.batch(batch_of(request(arrival=-1.0)), "")
+
+
+def break_webhook(tracer, early, clock):
+    """A webhook that does not arrive."""
+    tracer.webhook(early.trace, 0.0, "job", 1, 500, "refused")
+
+
+@pytest.mark.parametrize("happen", [fail, refuse, dawdle, break_batch, keep_slow_batch, break_webhook])
+def test_the_noteworthy_is_dropped_last(clock, happen):
+    """An eighth of the queue is for it alone, and that is bounded, too."""
+    tracer = make(clock, "parentbased_always_on", most=16)
+    early = [request(tracer.begin(None)) for _ in range(4)]
+    while len(tracer.queue) < 14:
+        tracer.answered(request(tracer.begin(None)), "Predict")
+    tracer.answered(early.pop(), "Predict")
+    assert (len(tracer.queue), tracer.dropped) == (14, 1)
+
+    for each in early[:2]:
+        happen(tracer, each, clock)
+    assert (len(tracer.queue), tracer.dropped) == (16, 1)
+    happen(tracer, early[2], clock)
+    assert (len(tracer.queue), tracer.dropped) == (16, 2)
+
+
+@pytest.mark.parametrize("error", ["rejected", ""])
+def test_the_callers_own_fault_is_not_noteworthy(clock, error):
+    """Nor is what was cancelled, or a batch that failed through its callers."""
+    tracer = make(clock, "parentbased_always_on", most=8)
+    early = request(tracer.begin(None))
+    while len(tracer.queue) < 7:
+        tracer.answered(request(tracer.begin(None)), "Predict")
+    tracer.batch(batch_of(early), error)
+    tracer.failed(early, "Predict", "INVALID_TENSOR")
+    tracer.cancelled(early, "Predict")
+
+    assert (len(tracer.queue), tracer.dropped) == (7, 3)
+
+
+def test_a_request_dropped_at_its_beginning_may_be_kept_at_its_end(clock):
+    """By the tail rule, under its caller's span."""
+    tracer = make(clock, "parentbased_always_on", most=8)
+    while len(tracer.queue) < 7:
+        tracer.answered(request(tracer.begin(None)), "Predict")
+    tracer.failed(request(tracer.begin([("traceparent", SAMPLED)])), "Predict", "INTERNAL")
+
+    assert tracer.queue[-1][1].by == "error"
+    assert tracer.queue[-1][1].parent_id == int("cd" * 8, 16)
+
+
 def test_onward_and_resume(clock):
     """What was sampled goes on under its span; what was not says so; what is no context is not passed on."""
     tracer = make(clock)
