@@ -184,13 +184,13 @@ class InvalidRequest(ForebayError):
     """A field is not as the contract or the model's specification wants it.
 
     Attributes:
-        violations: Pairs of a field path, such as `inputs[0].shape`, and a sentence.
+        violations: Pairs of a field path, such as `inputs[0].shape` (empty: the message), and a sentence.
     """
 
     reason = "INVALID_TENSOR"
 
     def __init__(self, violations: Sequence[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{field}: {sentence}" for field, sentence in violations))
+        super().__init__("; ".join(f"{field}: {sentence}" if field else sentence for field, sentence in violations))
         self.violations = violations
 
 

@@ -65,6 +65,13 @@ def test_an_array_that_cannot_be_copied_is_a_type_error():
         _tensors.encode("x", Stuck(np.ones(3)))
 
 
+def test_texts_keep_the_zeros_at_their_ends():
+    """numpy's own texts would lose them."""
+    found = _tensors.decode(_tensors.encode("x", ["a\0", "ü\0\0"]))
+
+    assert found.tolist() == [b"a\0", "ü\0\0".encode()]
+
+
 def test_byte_strings_keep_the_zeros_at_their_ends():
     """As numpy's own byte strings they would lose them, and an encoded image its last bytes."""
     found = _tensors.decode(_tensors.encode("x", [b"a\0\0", b"\0"]))

@@ -298,6 +298,8 @@ def test_addresses_make_one_target(addresses, target):
         ({"address": ["host:1", "other:1"]}, "'host:1' is no IP address with a port: .* dns:///name:port"),
         ({"address": ["10.0.0.1:1", "unix:/a"]}, "all IPv4, all IPv6 or all Unix sockets"),
         ({"address": ["10.0.0.1:1", "10.0.0.2:1"], "tls": Tls()}, "`server_name`"),
+        ({"address": "host:1", "tenant": "süden"}, "a tenant must be printable ASCII text, not 'süden'"),
+        ({"address": "host:1", "tenant": "a\nb"}, "a tenant must be printable ASCII text"),
         ({"address": "host:1", "connections": 0}, "1 to 64 connections, not 0"),
     ],
 )

@@ -108,6 +108,8 @@ class Target:
             raise ValueError(f"there may be 1 to {MOST_CONNECTIONS} connections, not {self.connections}")
         if several and self.tls is not None and not self.tls.server_name:
             raise ValueError("TLS to several addresses needs the one name that their certificates have: `server_name`")
+        if not (self.tenant.isascii() and self.tenant.isprintable()):
+            raise ValueError(f"a tenant must be printable ASCII text, not {self.tenant!r}")
 
     def target(self) -> str:
         """The target as gRPC has it.

@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from forebay.v1 import inference_pb2
 from forebay_client._exceptions import BadResponse, NotFound
@@ -27,15 +27,19 @@ _PRIORITIES: dict[str, inference_pb2.Priority.ValueType] = {
 }
 
 
+LONGEST_DEADLINE: Final = 1e9
+"""Seconds. More than these thirty years is cut to them: gRPC takes some larger numbers for times that are over."""
+
+
 def check_deadline(deadline: float) -> float:
-    """Refuses what is no time span: every call has a deadline.
+    """The time span that a call has. What is no time span is refused: every call has a deadline.
 
     Raises:
         ValueError: It is not a positive, finite number of seconds.
     """
     if not 0 < deadline < math.inf:
         raise ValueError(f"a deadline is a positive number of seconds, not {deadline}")
-    return deadline
+    return min(deadline, LONGEST_DEADLINE)
 
 
 def new_key() -> str:

@@ -74,8 +74,8 @@ def as_array(name: str, value: TensorLike) -> Array:
     if hasattr(foreign, "__dlpack__") and hasattr(foreign, "__dlpack_device__"):
         return _from_dlpack(name, foreign)
     array = np.asarray(value)
-    # As numpy's own byte strings, elements would lose the zeros at their ends.
-    return np.asarray(value, np.object_) if array.dtype.kind == "S" else array
+    # As numpy's own strings, elements would lose the zeros at their ends.
+    return np.asarray(value, np.object_) if array.dtype.kind in "SU" else array
 
 
 def _from_dlpack(name: str, foreign: Any) -> Array:

@@ -204,8 +204,19 @@ class Hosting:
         self._vitals.model(served.name, ready=True)
 
 
-def cache_directory(setting: str) -> Path:
-    """Where measured costs are kept: as set, else `forebay` in the user's cache directory."""
-    if setting:
-        return Path(setting).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "forebay"
+def cache_directory(setting: str) -> Path | None:
+    """Where measured costs are kept: as set, else `forebay` in the user's cache directory; None: there is none.
+
+    Raises:
+        ConfigError: It is set to be in the home of a user whom nobody knows.
+    """
+    try:
+        if setting:
+            return Path(setting).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "forebay"
+    except RuntimeError as error:  # there is no such user
+        if setting:
+            raise ConfigError(f"server.cache_dir: {setting}: that user has no home here") from error
+        # In a container a process may have a number for a user, and neither a name nor HOME.
+        _log.warning("costs_not_kept", because="this user has no home; set server.cache_dir")
+        return None

@@ -149,6 +149,7 @@ class Server:
             max_deadline=server.max_deadline_s,
             trusted=[exposure.trusted for exposure in configured(server).values()],
             tenant_key=server.tenant_key,
+            max_response=wire_limits(self._config).max_send_bytes,
             events=self._metrics.feed.events,
         )
 

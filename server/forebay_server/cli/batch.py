@@ -81,6 +81,8 @@ def batch(
     from forebay_server.cli.results import check_place
     from forebay_server.cli.rows import read_rows
 
+    if str(output) == "-":
+        raise ConfigError("the results of a batch go into a file, not to stdout (-)")
     check_place(str(output))
     journal = Journal(output.with_name(f"{output.name}.journal"))
     if restart:

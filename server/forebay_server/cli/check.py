@@ -44,6 +44,10 @@ def check(
     from forebay_server.config.load import explain
 
     loaded = configured(models, file, settings, shortcuts)
+    if not no_load:
+        from forebay_server.app.hosting import Hosting
+
+        Hosting.names_of(loaded.config.models)
     console = display.console()
     _settings(console, [found for found in explain(*loaded) if not found.path.startswith("models.")])
     if loaded.config.jobs.store:

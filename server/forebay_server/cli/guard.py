@@ -9,11 +9,13 @@
 `FOREBAY_DEBUG=1` shows the traceback of any of them.
 """
 
+import errno
 import os
 import re
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -23,6 +25,8 @@ FAILED = 1
 WRONG = 2
 FAULT = 70
 INTERRUPTED = 130
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 _UNREACHED = re.compile(r"^(\w+): .*?(?:ipv[46]:)?(\S+): Failed to connect to remote host: (.+)$", re.DOTALL)
@@ -35,6 +39,7 @@ class Failed(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `forebay` and returns its exit code. Without arguments, those of the process."""
+    _open_outputs()
     from forebay_server.cli.root import root  # the guard has to stand before anything can fail
 
     try:
@@ -44,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:  # noqa: BLE001  # nothing leaves but a sentence and a code
         return _explained(error)
     return result if isinstance(result, int) else 0
+
+
+def _open_outputs() -> None:
+    """Whoever closed our stdout or stderr (`>&-`) wants nothing of it; what writes there need not know."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # open to the end
 
 
 def _explained(error: BaseException) -> int:
@@ -74,13 +86,24 @@ def _judged(error: BaseException) -> tuple[int, str]:
         case Failed():
             judged = FAILED, str(error)
         case BrokenPipeError():
-            # Whoever read our output has gone; what is still buffered must not fail at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()  # whoever read it has gone
             judged = FAILED, ""
-        case OSError(filename=str(name)):
-            judged = FAILED, f"{name}: {error.strerror}"
+        case OSError() if isinstance(error.filename, str) or error.errno in _DISK:
+            judged = FAILED, _told(error)
         case _ if client is not None and isinstance(error, client.ForebayError):
             judged = FAILED, _UNREACHED.sub(r"\1: no connection to \2: \3", str(error))
         case _:
             judged = FAULT, f"internal fault: {type(error).__name__}: {error}; FOREBAY_DEBUG=1 shows where"
     return judged
+
+
+def _told(error: OSError) -> str:
+    if isinstance(error.filename, str):
+        return f"{error.filename}: {error.strerror}"
+    _drop_output()  # it may be what could not be written
+    return f"what was to be written could not be: {error.strerror}"
+
+
+def _drop_output() -> None:
+    """What is still buffered must not fail at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

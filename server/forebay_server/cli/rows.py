@@ -13,9 +13,11 @@ to fold it. Called by the commands that send rows.
 import csv
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 ONLY = ""
 """The name of values that come without one: they are for the model's only input."""
+LONGEST_CELL: Final = (1 << 31) - 1
+"""Characters of a cell of a CSV file: texts are as long as models take them. (Python's limit is 131,072.)"""
 
 
 class Rows(NamedTuple):
@@ -111,7 +115,7 @@ def _read(path: Path) -> dict[str, Any]:
         return reader(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, RecursionError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
@@ -123,11 +127,12 @@ def _read_npy(path: Path) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        raise ValueError("this is not a .npz file")  # noqa: TRY004  # a bad file, not a bad argument
-    with loaded:
-        arrays = dict(loaded.items())
+    with path.open("rb") as file:  # numpy would leave one open that is damaged
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("this is not a .npz file")  # noqa: TRY004  # a bad file, not a bad argument
+        with loaded:
+            arrays = dict(loaded.items())
     # A single array that was saved without a name.
     return {ONLY: arrays["arr_0"]} if list(arrays) == ["arr_0"] else arrays
 
@@ -157,6 +162,7 @@ def _columns(rows: list[Any]) -> dict[str, Any]:
 
 
 def _read_csv(path: Path) -> dict[str, Any]:
+    csv.field_size_limit(LONGEST_CELL)
     with path.open(encoding="utf-8", newline="") as lines:
         rows = [row for row in csv.reader(lines) if row]
     if not rows:
@@ -196,12 +202,9 @@ def _is_number(cell: str) -> bool:
 def _cast(values: Any, where: str, spec: "TensorSpec") -> Array:
     """The values in the type of the input."""
     if spec.data_type == "BYTES":
-        array = np.asarray(values)
-        if array.dtype.kind not in "SUO":
-            raise ConfigError(f"{where}: input {spec.name!r} takes texts, not {array.dtype}")
-        return array.astype(object)
+        return _texts(values, where, spec)
     try:
-        array = np.asarray(values)
+        array = _whole(values) if spec.data_type == "UINT64" else np.asarray(values)
     except ValueError as error:
         raise ConfigError(f"{where}: the rows of {spec.name!r} differ in their shapes") from error
     if array.dtype == spec.dtype:
@@ -223,6 +226,26 @@ def _cast(values: Any, where: str, spec: "TensorSpec") -> Array:
     return cast
 
 
+def _texts(values: Any, where: str, spec: "TensorSpec") -> Array:
+    # Lists not by way of numpy's own strings, which lose the zeros at their ends.
+    array = values if isinstance(values, np.ndarray) else np.asarray(values, np.object_)
+    if array.dtype.kind not in "SUO":
+        raise ConfigError(f"{where}: input {spec.name!r} takes texts, not {array.dtype}")
+    for element in array.ravel().tolist():
+        if not isinstance(element, str | bytes):
+            raise ConfigError(f"{where}: input {spec.name!r} takes texts, not {json.dumps(element)[:40]}")
+    return array.astype(object)
+
+
+def _whole(values: Any) -> Array:
+    """The array that numpy makes of values; whole numbers of which some are beyond INT64 as they are, not rounded."""
+    array = np.asarray(values)
+    if isinstance(values, np.ndarray) or array.dtype.kind != "f":
+        return array
+    numbers = np.asarray(values, np.object_)
+    return numbers if all(isinstance(number, int) for number in numbers.ravel().tolist()) else array
+
+
 def _numbers(array: Array, where: str, spec: "TensorSpec") -> Array:
     """Texts (of a CSV file) as numbers of the model's kind, exactly."""
     target = np.dtype(np.float64) if spec.data_type in {"FP16", "BF16", "FP32", "FP64"} else spec.dtype
@@ -235,7 +258,10 @@ def _numbers(array: Array, where: str, spec: "TensorSpec") -> Array:
     except (ValueError, TypeError, OverflowError):
         for index, text in enumerate(array.ravel().tolist()):
             try:
-                np.asarray([text]).astype(np.int64 if words else target)
+                word = words.get(str(text).strip().lower(), text)
+                np.asarray([word], np.object_ if array.dtype.kind == "O" else None).astype(
+                    np.int64 if words else target
+                )
             except (ValueError, TypeError, OverflowError):
                 row = index // max(1, array.size // len(array))
                 raise ConfigError(f"{where}: row {row}: {text!r} is not a {spec.data_type} value") from None
@@ -249,6 +275,8 @@ def _fit(array: Array, spec: "TensorSpec", where: str) -> Array:
         return array
     if _matches(row, array.shape):
         return array[None]  # one row
+    if not row and array.ndim == 2 and array.shape[1] == 1:  # a file of one column
+        return array[:, 0]
     if array.ndim < len(spec.shape) and row.count(-1) <= 1:
         try:
             return array.reshape((len(array) if array.ndim else 1, *row))

@@ -232,7 +232,7 @@ class _Layers:
             elif isinstance(shape, schema.Table):
                 shape = schema.shape_of(shape.item)
             elif isinstance(shape, schema.Rows):
-                if not key.isdecimal():
+                if not re.fullmatch(r"[0-9]{1,9}", key):
                     raise ConfigError(f"{source}: {path}: {key!r} is not the number of one of the {keys[0]}")
                 shape = shape.item
             else:
@@ -316,7 +316,9 @@ def _from_text(text: str, annotation: Any) -> Any:
     if isinstance(info, msgspec.inspect.ListType):
         if text.lstrip().startswith("["):
             return _toml(text, text)
-        return [part.strip() for part in text.split(",") if part.strip()]
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        texts = isinstance(info.item_type, msgspec.inspect.StrType)
+        return parts if texts else _toml(f"[{','.join(parts)}]", parts)
     return text
 
 

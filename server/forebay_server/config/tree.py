@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Positive = Annotated[int, Meta(ge=1)]
-NonNegative = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+NonNegative = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+VersionNumber = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 NonNegativeNumber = Annotated[float, Meta(ge=0)]
 OptionValue = bool | int | float | str
@@ -199,7 +200,7 @@ class ModelConfig(Section, frozen=True):
     """The file, or `module:object` for the python engine. Relative to the TOML file that says it."""
     name: str = ""
     """The name that callers use. Empty: the file's name without suffix."""
-    version: Positive = 1
+    version: VersionNumber = 1
     """The version number."""
     labels: list[str] = []
     """Labels of this version, such as `stable`."""

@@ -26,7 +26,7 @@ from forebay_server.models import batch_rule, measuring, names, placement, setti
 from forebay_server.models.costs import CostCache, CostKey, digest_of
 from forebay_server.models.loaded import Loaded
 from forebay_server.models.served import Buckets, ModelState
-from forebay_server.tensors import ModelSpec
+from forebay_server.tensors import MAX_RANK, ModelSpec
 
 DEFAULT_MAX_BATCH: Final = 128
 
@@ -94,6 +94,8 @@ def load(
             instance.close()
         for engine in engines:
             engine.close()
+        if isinstance(error, SystemExit):  # a module that is a script: the server goes on, or would wait for ever
+            raise ModelLoadError(f"{config.path}: it wants to end the process (SystemExit: {error})") from error
         if isinstance(error, Exception) and not isinstance(error, ModelLoadError | ConfigError):
             raise ModelLoadError(f"{config.path}: {type(error).__name__}: {error}") from error
         raise
@@ -190,6 +192,12 @@ def _loaded_spec(config: ModelConfig, engines: Sequence[Engine]) -> ModelSpec:
         if spec != specs[0] or tuple(engine.batch_sizes) != tuple(engines[0].batch_sizes):
             raise ModelLoadError(
                 f"{config.path}: it is not the same model on {engine.device} as on {engines[0].device}"
+            )
+    for tensor in specs[0].inputs:
+        if len(tensor.shape) > MAX_RANK:  # it would load, and every request be refused
+            raise ModelLoadError(
+                f"{config.path}: the input {tensor.name!r} has {len(tensor.shape)} dimensions, "
+                f"and a tensor that is sent may have {MAX_RANK}"
             )
     return specs[0]
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from forebay_server.config.tree import BucketsConfig, ModelConfig
 from forebay_server.engines import buckets
 from forebay_server.errors import ConfigError, InvalidRequest
-from forebay_server.tensors import FREE, Bucket, ModelSpec
+from forebay_server.tensors import FREE, NUMPY_DTYPES, Bucket, ModelSpec
 
 if TYPE_CHECKING:
     from forebay_server.models.loaded import Loaded
@@ -56,6 +58,7 @@ class Buckets:
         self._row_shapes = [tensor.shape[lead:] for tensor in spec.inputs]
         self._ladders: list[list[tuple[int, ...]] | None] = [None] * len(spec.inputs)
         buckets.check(dict(zip(self._names, self._row_shapes, strict=True)), config.shapes)
+        _check_padding(spec, config)
         for name, shapes in config.shapes.items():
             self._ladders[self._names.index(name)] = [tuple(shape) for shape in shapes]
         outputs = {tensor.name: len(tensor.shape) - lead for tensor in spec.outputs}
@@ -99,6 +102,19 @@ class Buckets:
         if violations:
             raise InvalidRequest(violations)
         return tuple(bucket)
+
+
+def _check_padding(spec: ModelSpec, config: BucketsConfig) -> None:
+    """Refuses a pad value that integers would hold as some other number."""
+    for tensor in spec.inputs:
+        dtype = NUMPY_DTYPES[tensor.data_type]
+        if tensor.name not in config.shapes or dtype.kind not in "iu":
+            continue
+        limits = np.iinfo(dtype)  # type: ignore[type-var]  # of integers, which its type does not say
+        value = config.pad_value
+        if not (value.is_integer() and limits.min <= value <= limits.max):
+            kind = tensor.data_type.name
+            raise ConfigError(f"buckets.pad_value: the input {tensor.name!r} is {kind}, which can't hold {value:g}")
 
 
 class Served:

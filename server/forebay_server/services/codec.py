@@ -9,6 +9,7 @@ response back with the generated messages. What is around the responses of a str
 It does not look at requests' tensors (`services.validation` does) and keeps no request.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -19,9 +20,11 @@ from forebay.v1 import inference_pb2, tensor_pb2
 from forebay_server.engines.base import ParameterValue
 from forebay_server.errors import InvalidRequest
 from forebay_server.scheduling.request import Batch
-from forebay_server.services.elements import MAX_READABLE
-from forebay_server.tensors import FREE, NUMPY_DTYPES, DataType, ModelSpec, decode_bytes_elements
+from forebay_server.services.elements import MAX_READABLE, product
+from forebay_server.tensors import FREE, ITEM_SIZES, NUMPY_DTYPES, DataType, ModelSpec, decode_bytes_elements
 
+LENGTH_SIZE: Final = 4
+"""Bytes of the length before each element of a BYTES tensor."""
 MAX_HEADS: Final = 1024
 """Distinct shapes of one output whose constant part is remembered."""
 
@@ -116,10 +119,17 @@ class _Output:
 class Encoder:
     """Writes the responses of one version of a model, with one choice of outputs. Used by the dispatcher only."""
 
-    __slots__ = ("_base", "_batched", "_only", "_outputs", "_readable")
+    __slots__ = ("_base", "_batched", "_only", "_outputs", "_readable", "most_rows")
 
     def __init__(
-        self, name: str, version: int, spec: ModelSpec, wanted: Sequence[int] | None = None, *, readable: bool = False
+        self,
+        name: str,
+        version: int,
+        spec: ModelSpec,
+        wanted: Sequence[int] | None = None,
+        *,
+        readable: bool = False,
+        max_bytes: int = sys.maxsize,
     ) -> None:
         self._base = _serialized(inference_pb2.PredictResponse(model=name, version=version))
         self._batched = spec.batched
@@ -130,6 +140,15 @@ class Encoder:
         )
         self._only = self._outputs[0] if len(self._outputs) == 1 and not readable else None
         """The one output of most models, which takes a shorter way."""
+        self.most_rows = max_bytes // max(1, sum(map(self._least_bytes, self._outputs)))
+        """With more rows the response is larger than `max_bytes`, whatever comes out."""
+
+    def _least_bytes(self, output: _Output) -> int:
+        """What one row of an output takes at least; of a model that is not batched, the output as a whole."""
+        if self._readable:  # it is counted in elements
+            return 0
+        row = output.shape[1:] if self._batched else output.shape
+        return 0 if FREE in row else product(row) * ITEM_SIZES.get(output.data_type, LENGTH_SIZE)
 
     def encode(
         self,

@@ -6,13 +6,14 @@ version only is worked out once, in a `Plan`. Runs in the dispatcher thread.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any, Final, Protocol, TypeVar
 
 from forebay.v1 import inference_pb2
 from forebay_server import errors
-from forebay_server.errors import ForebayError
+from forebay_server.errors import ForebayError, MessageTooLarge
 from forebay_server.scheduling.events import DONE, JOB, NOBODY, OK, REFUSED
 from forebay_server.scheduling.request import Level, Priority, Request
 from forebay_server.services.codec import (
@@ -93,13 +94,14 @@ class Scheduler(Protocol):
 class Plan:
     """What is known about the requests to one version of a model before any has come."""
 
-    __slots__ = ("_encoders", "encoder", "key", "lanes", "rules", "served")
+    __slots__ = ("_encoders", "_max_response", "encoder", "key", "lanes", "rules", "served")
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, max_response: int) -> None:
         self.served = served
         self.key = served.key
         self.rules = Rules(served.spec, reject_nan=served.config.nan == "reject")
-        self.encoder = Encoder(served.name, served.version, served.spec)
+        self._max_response = max_response
+        self.encoder = Encoder(served.name, served.version, served.spec, max_bytes=max_response)
         """For all outputs, in the fast form."""
         self._encoders: dict[tuple[tuple[int, ...] | None, bool], Encoder] = {}
         self.lanes: dict[Shapes, tuple[Any, Shapes | None]] = {}
@@ -112,7 +114,9 @@ class Plan:
             if len(self._encoders) >= MAX_SHAPES:
                 self._encoders.clear()
             served = self.served
-            encoder = Encoder(served.name, served.version, served.spec, wanted, readable=readable)
+            encoder = Encoder(
+                served.name, served.version, served.spec, wanted, readable=readable, max_bytes=self._max_response
+            )
             self._encoders[wanted, readable] = encoder
         return encoder
 
@@ -136,6 +140,7 @@ class Intake:
         max_deadline: Seconds; deadlines beyond are cut to it.
         trusted: For each exposure, whether `tenant_key` is believed there.
         tenant_key: The metadata key that names the tenant.
+        max_response: Bytes; requests whose response is known to be larger are refused.
         events: Where refusals before admission are reported (`scheduling.events`).
     """
 
@@ -149,6 +154,7 @@ class Intake:
         max_deadline: float = 3600.0,
         trusted: Sequence[bool] = (),
         tenant_key: str = "x-forebay-tenant",
+        max_response: int = sys.maxsize,
         events: list[Event] | None = None,
     ) -> None:
         self.resolve = catalogue.resolve
@@ -162,6 +168,7 @@ class Intake:
         self._max_deadline = max_deadline
         self._trusted = tuple(trusted)
         self._tenant_key = tenant_key.lower()
+        self._max_response = max_response
         self._events: list[Event] = [] if events is None else events
         self._plans: dict[tuple[str, int], Plan] = {}
         self._templates = Templates()
@@ -330,6 +337,8 @@ class Intake:
             readable = message.readable
             if readable or wanted is not None:
                 encoder = plan.encoder_for(wanted, readable=readable)
+            if rows > encoder.most_rows:
+                raise self._too_large(rows)
             request_id = message.request_id
             parameters = parameters_of(message)
             found = plan.lanes.get(shapes) if parameters is None else None
@@ -375,7 +384,9 @@ class Intake:
         plan: Plan | None = None
         try:
             plan = self._plan(message.model, message.version)
-            rows, shapes, _, _, _ = validate(message, plan.rules)
+            rows, shapes, _, _, wanted = validate(message, plan.rules)
+            if rows > plan.encoder_for(wanted, readable=message.readable).most_rows:
+                raise self._too_large(rows)
             if rows:
                 plan.served.bucket_of(shapes)
         except ForebayError as error:
@@ -393,6 +404,9 @@ class Intake:
             plan: Of the model version that it is for, if that is known.
         """
         self._events.append((REFUSED, NOBODY if plan is None else plan.key, method, error.reason, tenant))
+
+    def _too_large(self, rows: int) -> MessageTooLarge:
+        return MessageTooLarge(f"the response to {rows} rows is larger than {self._max_response} bytes")
 
     def _find_lane(self, plan: Plan, shapes: Shapes, parameters: Any) -> tuple[Any, Shapes | None]:
         """The queue for some shapes and parameters, and the shapes again if they have to be padded.
@@ -420,7 +434,7 @@ class Intake:
             raise
         plan = self._plans.get(served.key)
         if plan is None or plan.served is not served:
-            plan = self._plans[served.key] = Plan(served)
+            plan = self._plans[served.key] = Plan(served, self._max_response)
         return plan
 
     def forget(self, key: tuple[str, int]) -> None:

@@ -5,6 +5,7 @@ answer read, within `PATIENCE`; beyond `MOST` connections the oldest gives way; 
 refused. While figures are gathered others wait, so scrapes come one after the other.
 """
 
+import errno
 import gzip
 import selectors
 import socket
@@ -83,7 +84,9 @@ class ScrapeServer:
             self._listener = socket.create_server(place[:2], family=family, backlog=MOST)
         except (OSError, ValueError) as error:
             self.close()
-            raise ConfigError(f"telemetry.prometheus.address: {self._address}: {error}") from error
+            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+            why = "is taken: another process listens there" if taken else f"can't be used: {error}"
+            raise ConfigError(f"telemetry.prometheus.address: {self._address} {why}") from error
         self._listener.setblocking(False)
         bound = self._listener.getsockname()
         self.address = f"[{bound[0]}]:{bound[1]}" if family == socket.AF_INET6 else f"{bound[0]}:{bound[1]}"

@@ -83,3 +83,13 @@ def test_where_costs_are_kept(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_directory("") == tmp_path / ".cache" / "forebay"
+
+
+def test_a_user_without_a_home_can_serve(monkeypatch):
+    """As in a container that runs under a number that nobody knows: costs are not kept then. Who names one is told."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _uid: (_ for _ in ()).throw(KeyError("unknown")))
+    monkeypatch.delenv("HOME")
+    assert cache_directory("") is None
+    with pytest.raises(ConfigError, match=r"server\.cache_dir: ~nobody-has-this-name/x: that user has no home here"):
+        cache_directory("~nobody-has-this-name/x")

@@ -50,6 +50,16 @@ def test_a_model_that_cannot_be_served_does_not_hide_the_others(forebay, tmp_pat
     assert "synthetic 1 on cpu" in ended.out
 
 
+def test_two_models_of_one_name_and_version_cannot_be_served(forebay, tmp_path):
+    """The server would not start with them, so a check must not pass; with two versions it does."""
+    (tmp_path / "m.onnx").write_bytes(_identity())
+    ended = forebay("check", tmp_path / "m.onnx", tmp_path / "m.onnx")
+    assert (ended.code, ended.err) == (2, "forebay: two models are called 'm' and have the version 1\n")
+
+    ended = forebay("check", tmp_path / "m.onnx", tmp_path / "m.onnx", "--set", "models.1.version=2")
+    assert (ended.code, ended.err) == (0, "")
+
+
 def test_settings_beside_the_model_are_told_apart(forebay, tmp_path):
     """They are weaker than the server's, and their source is their file."""
     (tmp_path / "m.onnx").write_bytes(_identity())

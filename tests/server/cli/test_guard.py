@@ -78,6 +78,31 @@ def test_a_reader_that_goes_away_is_no_fault():
     assert (process.returncode, errors) == (1, b"")
 
 
+@pytest.mark.parametrize("arguments", [["config"], ["--help"], ["check", "--no-load", "synthetic:"]], ids=" ".join)
+def test_a_full_disk_is_no_fault(arguments):
+    """One sentence and code 1; nothing fails once more at the exit."""
+    with open("/dev/full", "w") as full:  # noqa: PTH123  # a device, not a file
+        ended = subprocess.run(
+            [sys.executable, "-m", "forebay_server", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    sentence = "forebay: what was to be written could not be: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (1, sentence)
+
+
+def test_a_closed_stdout_is_no_fault():
+    """`forebay check ... >&-`: nobody wants to see it."""
+    command = [sys.executable, "-m", "forebay_server", "check", "--no-load", "synthetic:"]
+    ended = subprocess.run(
+        ["/bin/sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_control_c_is_quiet(server, tmp_path):
     """Code 130, whatever the command was doing."""
     (tmp_path / "x.csv").write_text("1,2\n")

@@ -16,6 +16,7 @@ TYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "INT64": np.dtype(np.int64),
     "UINT8": np.dtype(np.uint8),
+    "UINT64": np.dtype(np.uint64),
     "BOOL": np.dtype(bool),
     "BYTES": np.dtype(object),
 }
@@ -126,9 +127,14 @@ def test_a_file_for_each_input(file):
         ("BYTES", (-1,), "x.csv", "x\nhello\nworld\n", ["hello", "world"]),
         ("BYTES", (-1,), "x.json", ["a", "b"], ["a", "b"]),
         ("BYTES", (-1, 1), "x.csv", "a\nb\n", [["a"], ["b"]]),
+        ("BYTES", (-1,), "x.csv", "a\nb\n", ["a", "b"]),
+        ("BYTES", (-1,), "x.csv", "a" * 200_000 + "\n", ["a" * 200_000]),
+        ("BYTES", (-1,), "x.json", ["a\0"], ["a\0"]),
+        ("FP32", (-1,), "x.csv", "1\n2\n", [1, 2]),
         ("BOOL", (-1, 2), "x.csv", "true,0\nFALSE,1\n", [[True, False], [False, True]]),
         ("INT64", (-1, 1), "x.csv", "9007199254740993\n", [[9007199254740993]]),
         ("UINT8", (-1, 2), "x.json", [[0, 255]], [[0, 255]]),
+        ("UINT64", (-1, 2), "x.json", [[2**64 - 1, 1]], [[2**64 - 1, 1]]),
         ("BF16", (-1, 1), "x.json", [[0.5]], [[0.5]]),
         ("BF16", (-1, 1), "x.npy", np.array([[0.5]], ml_dtypes.bfloat16).view("V2"), [[0.5]]),
         ("FP32", (-1, 1), "x.json", [[float("nan")], [None]], None),
@@ -178,12 +184,17 @@ def test_a_model_without_batches_gets_a_request_for_each_row(file):
         (TWO, "x.csv", "1,2\n", "the model takes age, x, and the file does not say which one it is for"),
         (TWO, "x.json", {"age": [1]}, "nothing is given for the input 'x'; give it x=FILE"),
         (TWO, "x.json", {"age": [1], "x": [[1, 2], [3, 4]]}, "differ in their number of rows: age has 1, x has 2"),
+        (version(("x", "UINT64", (-1,))), "x.json", [2**64 - 1, -1], "row 1: -1 is not a UINT64 value"),
         (version(("x", "UINT8", (-1,))), "x.json", [256], "takes UINT8, which can't hold 256"),
         (version(("x", "UINT8", (-1,))), "x.csv", "x\n1\n256\n", "row 1: '256' is not a UINT8 value|can't hold 256"),
         (version(("x", "INT64", (-1,))), "x.json", [1.5], r"takes INT64, which can't hold 1\.5"),
         (version(("x", "INT64", (-1,))), "x.csv", "x\n1\n1.5\n", r"row 1: '1\.5' is not a INT64 value"),
         (version(("x", "BOOL", (-1,))), "x.csv", "x\nyes\n", "row 0: 'yes' is not a BOOL value"),
-        (version(("x", "BYTES", (-1,))), "x.json", [1], "takes texts, not int64"),
+        (version(("x", "BYTES", (-1,))), "x.json", [1], "takes texts, not 1"),
+        (version(("x", "BYTES", (-1,))), "x.json", ["a", None], "takes texts, not null"),
+        (version(("x", "BYTES", (-1, 2))), "x.json", [["a", "b"], ["a"]], r'takes texts, not \["a", "b"\]'),
+        (version(("x", "BOOL", (-1,))), "x.csv", "true\nFALSE\n1\nyes\n", "row 3: 'yes' is not a BOOL value"),
+        (VECTOR, "x.jsonl", "[" * 100_000, "maximum recursion depth"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(file, model, name, content, message):
@@ -193,6 +204,17 @@ def test_what_does_not_fit_is_one_sentence(file, model, name, content, message):
         read_rows(model, [path])
 
     assert "\n" not in str(caught.value)
+
+
+def test_damaged_archives_are_one_sentence(tmp_path):
+    """A `.npz` file that was cut off, or whose bytes have changed."""
+    whole = tmp_path / "x.npz"
+    np.savez(whole, x=np.ones((5, 2), np.float32))
+    data = whole.read_bytes()
+    for damaged in (data[: len(data) // 2], data[:200] + bytes(20) + data[220:]):
+        (tmp_path / "y.npz").write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"y\.npz: (File is not a zip file|Bad CRC-32)"):
+            read_rows(VECTOR, [str(tmp_path / "y.npz")])
 
 
 def test_pickles_are_not_read(tmp_path):

@@ -3,7 +3,10 @@
 import pytest
 
 from forebay_server.config.load import Flag, explain, load
+from forebay_server.config.tree import InputConfig
 from forebay_server.errors import ConfigError
+
+MANY = "9" * 5000  # digits: more than Python makes a number of
 
 
 @pytest.fixture
@@ -102,6 +105,8 @@ def test_a_star_means_all_models(file):
     [
         ("models.0.labels", "stable, canary", ["stable", "canary"]),
         ("models.0.labels", '["a,b"]', ["a,b"]),
+        ("models.0.labels", "1, 2", ["1", "2"]),
+        ("models.0.inputs.x.mean", "0.5, 1", {"x": InputConfig(mean=[0.5, 1.0])}),
         ("models.0.buckets.shapes.x", "[[16], [32]]", {"x": [[16], [32]]}),
         ("models.0.buckets.shapes", "{x = [[16]]}", {"x": [[16]]}),
         ("models.0.engine.options.n", "3", {"n": 3}),
@@ -184,6 +189,9 @@ def test_a_wrong_file_is_one_sentence_that_names_file_and_setting(file, toml, me
         ("server.public", "x", "server.public is a table; name one of its settings, such as server.public.address"),
         ("models", "x", "models is a table; name one of its settings, such as models.0.path"),
         ("models.2.name", "x", "models.2: there are only 0 models"),
+        ("models.0.version", str(2**63), "models.0.version: expected an integer <= 9223372036854775807"),
+        (f"models.{MANY}.name", "x", f"models.{MANY}: '{MANY}' is not the number of one of the models"),
+        ("models.².name", "x", "models.²: '²' is not the number of one of the models"),
         ("models.first.name", "x", "models.first: 'first' is not the number of one of the models"),
         ("server.wire.x", "x", "server.wire.x is not a setting: server.wire is a value"),
         ("server.wires", "x", "server.wires is not a setting; did you mean server.wire?"),

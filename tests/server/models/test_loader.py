@@ -362,3 +362,17 @@ def test_warm_up_is_short_for_small_models(onnx_models, loaded, monkeypatch):
     model = loaded(onnx_models.make_linear_model(), engine=EngineConfig(threads=1))
     assert sum(seconds for _, _, seconds in model.measurements) * warm_up.TIMINGS < 0.1
     assert model.load_seconds < 5
+
+
+def test_a_module_that_ends_the_process_is_a_model_that_cannot_be_loaded(loaded, tmp_path):
+    """Such as a script with `sys.exit` at its end. The loader's thread would end, and nobody would ever know."""
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(ModelLoadError, match=r"script\.py:model: it wants to end the process \(SystemExit: 3\)"):
+        loaded(f"{tmp_path / 'script.py'}:model")
+
+
+def test_a_model_that_no_request_could_fit_cannot_be_loaded(loaded):
+    """Tensors of the contract have eight dimensions at most."""
+    assert len(loaded("synthetic:shape=1x1x1x1x1x1x1").spec.inputs[0].shape) == 8
+    with pytest.raises(ModelLoadError, match="the input 'x' has 9 dimensions, and a tensor that is sent may have 8"):
+        loaded("synthetic:shape=1x1x1x1x1x1x1x1")

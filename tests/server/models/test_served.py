@@ -70,3 +70,15 @@ def test_served_starts_empty():
     """Before it is loaded a version has a name and a state, nothing else."""
     served = Served("m", 3, ModelConfig(), ["stable"])
     assert (served.key, served.labels, served.spec.inputs) == (("m", 3), ("stable",), ())
+
+
+@pytest.mark.parametrize("value", [1000.0, -129.0, 0.5, float("nan")])
+def test_padding_is_what_the_input_can_hold(value):
+    """1000 would be -24 in an INT8 tensor. Inputs that are not padded, and floats, don't mind."""
+    x = TensorSpec(name="x", data_type=DataType.INT8, shape=(FREE, FREE))
+    y = TensorSpec(name="y", data_type=DataType.FP32, shape=(FREE, FREE))
+    spec = ModelSpec(inputs=(x, y), outputs=(y,), batched=True)
+    with pytest.raises(ConfigError, match="pad_value: the input 'x' is INT8, which can't hold"):
+        Buckets(spec, BucketsConfig(shapes={"x": [[4]]}, pad_value=value))
+    Buckets(spec, BucketsConfig(shapes={"y": [[4]]}, pad_value=value))
+    Buckets(spec, BucketsConfig(shapes={"x": [[4]]}, pad_value=-128.0))

@@ -1,6 +1,7 @@
 """Small hand-written stand-ins for the parts around the services, and shorthands for events and messages."""
 
 import math
+import sys
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -179,7 +180,7 @@ def double_spec(*, width=2):
 class House:
     """An inference service in small surroundings."""
 
-    def __init__(self, **options):
+    def __init__(self, max_response=sys.maxsize, **options):
         self.clock = Clock()
         self.outbox = []
         self.events = []
@@ -194,6 +195,7 @@ class House:
             max_deadline=60.0,
             trusted=(False, True),
             tenant_key="X-Tenant",
+            max_response=max_response,
             events=self.events,
         )
         self.inference = InferenceService(self.intake, self.outbox, **options)

@@ -311,3 +311,18 @@ def test_reloaded_model_gets_a_new_plan(house, request_for, make_served):
     house.predict(2, request_for(outputs=["y"]))
 
     assert reason(house.take()[0]) == (2, 3, "INVALID_TENSOR")
+
+
+def test_a_response_that_is_known_to_be_too_large_is_not_computed(make_house, request_for):
+    """By the specification a row of two FP32 gives one of eight bytes; only the outputs that are wanted count."""
+    house = make_house(max_response=24)
+    house.predict(5, request_for([0] * 8))
+    assert reason(house.take()[0]) == (5, 8, "BYTES_LIMIT")
+    assert house.scheduler.admitted == []
+
+    house.predict(6, request_for([0] * 6))
+    assert [request.rows for request in house.scheduler.admitted] == [3]
+
+    with pytest.raises(errors.MessageTooLarge, match="the response to 4 rows is larger than 24 bytes"):
+        house.intake.check(request_for([0] * 8))
+    assert house.intake.check(request_for([0] * 6)) == ("double", 7)

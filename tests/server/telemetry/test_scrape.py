@@ -125,9 +125,11 @@ def test_wrong_addresses(address):
 
 
 def test_a_taken_port(served):
-    """Is an error at the start."""
-    with pytest.raises(ConfigError, match="in use"):
+    """Is an error at the start, in the words that the front end has for it."""
+    with pytest.raises(ConfigError) as caught:
         ScrapeServer(served.address, lambda _: b"").start()
+    place = f"telemetry.prometheus.address: {served.address}"
+    assert str(caught.value) == f"{place} is taken: another process listens there"
 
 
 def test_ipv6():
