@@ -36,7 +36,7 @@ from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import Bucket, ModelKey, ModelPolicy, ServerPolicy
 from forebay_server.scheduling.queue import Lane, Split
 from forebay_server.scheduling.request import Batch, Level, Part, Request, State
-from forebay_server.scheduling.slots import Slot, patience, step
+from forebay_server.scheduling.slots import Slot, step
 from forebay_server.scheduling.state import TRUST, Books, Model, reckon
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
@@ -91,9 +91,11 @@ class Pace(NamedTuple):
     rows: int
     """Of a full batch."""
     instances: int
-    """Usable ones."""
+    """Usable ones that run jobs."""
     row_seconds: float
     """Engine seconds per row of a full batch; positive."""
+    inline: bool = False
+    """Its batches run in the dispatcher."""
 
 
 class Core:
@@ -131,21 +133,22 @@ class Core:
             devices: What each instance runs on; empty: all on the policy's device.
 
         Returns:
-            The numbers of its instances, unique over all models.
+            The numbers of its instances, unique over all models. The last are those that run jobs alone.
         """
         books = self._books
         if key in books.models:
             raise ValueError(f"model {key} is served already")
         model = books.models[key] = Model(key, policy, costs, now)
-        numbers = range(self._numbers, self._numbers + policy.instances)
+        numbers = range(self._numbers, self._numbers + policy.instances + policy.job_instances)
         self._numbers = numbers.stop
         places = devices or [policy.device] * len(numbers)
-        model.slots = [
-            Slot(number, model, inline=inline, depth=policy.depth, device=device)
-            for number, device in zip(numbers, places, strict=True)
+        slots = [
+            Slot(number, model, inline=inline, depth=policy.depth, device=device, for_jobs=place >= policy.instances)
+            for place, (number, device) in enumerate(zip(numbers, places, strict=True))
         ]
-        model.usable = list(model.slots)
-        books.slots.update((slot.number, slot) for slot in model.slots)
+        model.slots, model.job_slots = slots[: policy.instances], slots[policy.instances :]
+        model.usable, model.usable_for_jobs = list(model.slots), list(model.job_slots)
+        books.slots.update((slot.number, slot) for slot in slots)
         return numbers
 
     def remove_model(self, key: ModelKey, now: float) -> None:
@@ -154,8 +157,9 @@ class Core:
         model = books.models.pop(key)
         model.removed = True
         model.usable = []
+        model.usable_for_jobs = []
         bisection.fail_all(books, model, EngineUnavailable("the model is being unloaded"), now)
-        for slot in model.slots:
+        for slot in (*model.slots, *model.job_slots):
             if slot.batch is None:
                 del books.slots[slot.number]
         for place in list(model.shares):
@@ -279,9 +283,7 @@ class Core:
         lane = batch.lane
         if slot.stuck and slot.batch is batch:
             slot.stuck = False
-            if not model.removed and not slot.dead:
-                model.usable.append(slot)
-                books.health.append((model.key, len(model.usable), len(model.slots)))
+            books.bring_back(slot)
         if slot.depth == 1:
             slot.batch = None
             slot.stuck_at = inf
@@ -299,8 +301,9 @@ class Core:
         )
         lane.batches += 1
         if isinstance(outcome, Succeeded):
-            model.confirmed = now
-            model.costs.observe(lane.bucket, batch.padded_rows, seconds)
+            if not slot.for_jobs or not forming.online(books, now):  # Beside others it takes longer than by itself.
+                model.confirmed = now
+                model.costs.observe(lane.bucket, batch.padded_rows, seconds)
             if lane.memory_cap:
                 bisection.recover(lane)
             if lane.batches < _FREE_RECKONING or lane.batches % _FREE_RECKONING == 0:
@@ -388,9 +391,7 @@ class Core:
         books, model = self._books, slot.model
         slot.stuck = True
         slot.stuck_at = inf
-        if slot in model.usable:
-            model.usable.remove(slot)
-            books.health.append((model.key, len(model.usable), len(model.slots)))
+        books.retire(slot)
         error = EngineUnavailable("the model's engine does not answer", ran=True)
         for batch in (slot.batch, *slot.behind):
             for part in batch.parts if batch is not None else ():
@@ -409,7 +410,7 @@ class Core:
                 at = min(at, slot.stuck_at)
                 if slot.depth > 1 and model.rows and slot.has_room() and slot in model.usable:
                     at = min(at, slot.look_at, model.start_at)
-            elif model.start_at < at and slot in model.usable:
+            elif model.start_at < at and slot in model.peers(slot):
                 at = model.start_at
         return at
 
@@ -427,6 +428,8 @@ class Core:
         until = inf
         for slot in self._books.slots.values():
             batch, model = slot.batch, slot.model
+            if slot.for_jobs:
+                continue
             if batch is None:
                 if now - model.confirmed < TRUST and not slot.dead:
                     return 0.0
@@ -504,7 +507,7 @@ class Core:
         if slot is None:
             return 0.0
         model = slot.model
-        limits = [patience(model, lane, model.policy.padded(lane.cap)) for lane in model.lanes.values()]
+        limits = [slot.patience(lane, model.policy.padded(lane.cap)) for lane in model.lanes.values()]
         return max(limits, default=model.policy.max_execution)
 
     def stuck_instances(self) -> set[int]:
@@ -554,12 +557,13 @@ class Core:
             points = model.costs.points()
             lane = Lane(model, model.key, points[0].bucket if points else (), None)
             reckon(lane)
-        return Pace(lane.cap, len(model.usable), lane.row_cost)
+        instances = model.usable_for_jobs or model.usable
+        return Pace(lane.cap, len(instances), lane.row_cost, instances[0].inline)
 
     def figures(self, key: ModelKey) -> ModelFigures:
         """What a model holds now. Raises KeyError if it is not served."""
         model = self._books.models[key]
-        running = [slot for slot in model.slots if slot.batch is not None]
+        running = [slot for slot in (*model.slots, *model.job_slots) if slot.batch is not None]
         return ModelFigures(
             queued_rows=model.rows,
             held_bytes=model.held_bytes,
