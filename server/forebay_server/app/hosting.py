@@ -59,6 +59,7 @@ class Hosting:
     ) -> None:
         self._tracer = tracer
         self._models = config.models
+        self._runs_jobs = bool(config.jobs.store) and config.jobs.run
         self._cache_dir = cache_directory(config.server.cache_dir)
         self._catalogue = catalogue
         self._runner = runner
@@ -154,7 +155,13 @@ class Hosting:
             self._dispatcher.post(lambda: self._catalogue.set_state(served, state, words))
 
         try:
-            loaded = load(model, cache_dir=self._cache_dir, progress=progress, stopping=self._stopping.is_set)
+            loaded = load(
+                model,
+                cache_dir=self._cache_dir,
+                progress=progress,
+                stopping=self._stopping.is_set,
+                for_jobs=self._runs_jobs,
+            )
         except (ModelLoadError, ConfigError) as error:
             spans.end(error)
             if self._stopping.is_set():
@@ -196,7 +203,14 @@ class Hosting:
             device=loaded.device,
         )
         self._runner.add(
-            served.key, policy, costs, loaded.instances, loaded.collator(), loaded.inline, time.monotonic()
+            served.key,
+            policy,
+            costs,
+            loaded.instances,
+            loaded.collator(),
+            loaded.inline,
+            time.monotonic(),
+            loaded.job_instances,
         )
         self._loaded.append(loaded)
         self.costs[served.key] = costs

@@ -18,6 +18,7 @@ from forebay_server.app.jobs import Jobs
 from forebay_server.app.metrics import Metrics
 from forebay_server.app.tracing import Tracing
 from forebay_server.app.wiring import configured, exposures, server_policy, wire_limits
+from forebay_server.background import answering
 from forebay_server.config.tree import Config
 from forebay_server.models.catalogue import Catalogue
 from forebay_server.scheduling.core import Core
@@ -99,7 +100,8 @@ class Server:
         self.addresses = self._listen()
         self._certificates.start()
         self._tracing.start()
-        self._dispatcher.start()
+        with answering():
+            self._dispatcher.start()
         if self._metrics.address:
             self.addresses["prometheus"] = self._metrics.address
         _log.info("listening", wire=self.wire_name, **self.addresses)
@@ -239,7 +241,8 @@ class Server:
                 jobs=self._jobs,
                 spans=self._tracing.figures,
             )
-            bound = self._wire.start()
+            with answering():
+                bound = self._wire.start()
         except BaseException:
             self._metrics.close()
             if self._jobs is not None:

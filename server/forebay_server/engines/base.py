@@ -114,6 +114,11 @@ class Engine(Protocol):
     """Whether a batch keeps the GIL from its beginning to its end: then a thread of its own gains nothing. Known after
     `load`."""
 
+    gives_way: bool
+    """Whether a batch is computed on the CPU by the thread that calls `infer`, by no other, and without the GIL: then
+    one in a thread that can wait costs those in other threads nothing. So jobs may have instances of their own, as
+    many again as it was told to make; they must not cost much memory. Known after `load`."""
+
     max_batch_size: int
     """The most rows that it bears, where that is not the largest of `batch_sizes`; 0: it does not say. Known after
     `load`."""

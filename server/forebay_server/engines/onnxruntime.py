@@ -90,6 +90,7 @@ class OnnxRuntimeEngine:
         self.always_worker = self._on_gpu
         self.batch_sizes: Sequence[int] = ()
         self.holds_gil = False
+        self.gives_way = False
         self.max_batch_size = 0
 
     @property
@@ -122,6 +123,11 @@ class OnnxRuntimeEngine:
         self._make_session = make_session
         self._session = self._opened()
         self._set_device()
+        self.gives_way = (
+            self.device == "cpu"
+            and settings.intra_op_num_threads == settings.inter_op_num_threads == 1
+            and not self._session_per_instance  # each would have the weights again
+        )
         try:
             self._spec = self._read_spec()
         except UnicodeDecodeError as error:

@@ -114,6 +114,7 @@ class PythonEngine:
         self.always_worker = False
         self.batch_sizes: Sequence[int] = ()
         self.holds_gil = False
+        self.gives_way = False
         self.max_batch_size = 0
 
     def load(self) -> ModelSpec:

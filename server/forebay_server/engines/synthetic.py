@@ -99,6 +99,7 @@ class SyntheticEngine:
         self.always_worker = False
         self.batch_sizes: Sequence[int] = ()
         self.holds_gil = False
+        self.gives_way = False
         self.max_batch_size = 0
 
     def load(self) -> ModelSpec:

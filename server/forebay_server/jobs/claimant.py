@@ -83,6 +83,8 @@ class Claimant:
         """Payloads of what has not ended, and what claims on their way may bring."""
         self._round_trip = 0.0
         self._plan_at = 0.0
+        self._rests_until = 0.0
+        """Nothing is claimed before, as long as online requests come."""
         self._stopped = False
         self.asking = 0
 
@@ -170,6 +172,9 @@ class Claimant:
         owner = self._lives.current
         if self._stopped or not owner.alive or not self._keeper.healthy:
             return inf
+        online = self._core.online(now)
+        if online and now < self._rests_until:
+            return self._rests_until
         room: dict[str, int] = {}
         waiting: dict[str, dict[Flow, int]] = {}
         again = inf
@@ -186,8 +191,11 @@ class Claimant:
         left = self._max_bytes - held
         if not room or (left < LEAST_BYTES and held):
             return again  # The next end makes room.
+        most = claiming.most_at_once(online=online)
+        if online:
+            room = {model: min(free, most) for model, free in room.items()}
+            self._rests_until = now
         amounts = self._claiming.choose(waiting, room, in_flight=self._in_flight, now=now)
-        most = claiming.most_at_once(online=self._core.online(now))
         claims = [(flow, jobs) for flow, amount in amounts for jobs in claiming.pieces(amount, most)]
         each = max(1, left // max(1, len(claims)))
         for flow, jobs in claims:
@@ -212,6 +220,9 @@ class Claimant:
         self._courses[flow.model].asked += jobs
         self._in_flight += jobs
         self._bytes += nbytes
+        pace = self._courses[flow.model].pace
+        if pace is not None:
+            self._rests_until += claiming.rest(jobs, pace, self._courses[flow.model].rows_per_job)
         self._keeper.do(
             Claim(owner.name, flow, jobs, nbytes),
             lambda outcome: self._claimed(owner, flow, jobs, nbytes, now, outcome),

@@ -5,6 +5,9 @@ becomes idle finds a full one; and on top what the engine gets through while a c
 back, so that it does not run dry meanwhile. Never more: claimed jobs hold memory, and what one server has claimed no
 other runs.
 
+*How fast.* At once, while nobody else comes. While online requests come, a few at a time, with a rest after each claim
+(`rest`): not more than `SHARE_BESIDE` of the requests shall meet what is done for jobs, and each only a short stretch.
+
 *From whom.* Flows share by start-time fair queueing, as in `scheduling.shares`, in units of jobs: a claimed job adds
 1 / weight to its flow's tag, the smallest tag is next, and a flow that comes (again) begins at the tag last served. So
 each flow that waits gets its part by the weight of its priority, tenants of one priority the same, and none starves.
@@ -30,9 +33,14 @@ BATCHES: Final = 2
 MOST_JOBS: Final = 2048
 """Jobs of one model that are in flight here at most."""
 MOST_AT_ONCE: Final = 512
-MOST_BESIDE: Final = 32
+MOST_BESIDE: Final = 16
 """Jobs in one claim, and in one while online requests come: what a claim brings is taken up in one go, and keeps the
 dispatcher from answering meanwhile."""
+SHARE_BESIDE: Final = 0.1
+"""The part of the time that is for jobs while online requests come: so many of these meet one of the short stretches of
+work on jobs."""
+HANDLING: Final = 70e-6
+"""Seconds that a job takes of a core besides its batch, in all threads, in claims of so few (about, by CPU times)."""
 SUSPECT_PAUSE: Final = 1.0
 """Seconds."""
 _TAGS_KEPT: Final = 1024
@@ -57,6 +65,12 @@ def room(wanted: int, in_flight: int) -> int:
     """How many jobs to claim now; 0 until a quarter is missing, because a few at a time cost the store most."""
     missing = wanted - in_flight
     return missing if missing * 4 >= wanted else 0
+
+
+def rest(jobs: int, pace: Pace, rows_per_job: float) -> float:
+    """Seconds after a claim of so many jobs until the next one, while online requests come."""
+    batch = pace.row_seconds * rows_per_job if pace.inline else 0.0
+    return jobs * (HANDLING + batch) / SHARE_BESIDE
 
 
 def most_at_once(*, online: bool) -> int:

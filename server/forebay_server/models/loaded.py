@@ -27,7 +27,7 @@ class Loaded:
     """One for each device that it runs on."""
     engine_name: str
     instances: list[Instance]
-    """Of all engines."""
+    """Of all engines; those for jobs alone left out."""
     spec: ModelSpec
     """What callers see of it."""
     buckets: Buckets
@@ -37,6 +37,8 @@ class Loaded:
     best_batch_size: int
     """Rows at which throughput is within 5 % of its best, or as set; 0 if not measured."""
     measurements: list[Measurement] = field(default_factory=list)
+    job_instances: list[Instance] = field(default_factory=list)
+    """Those that run jobs alone, beside the others (`Engine.gives_way`)."""
     inline: bool = False
     """Whether batches run in the dispatcher's thread."""
     unbatched_because: str = ""
@@ -60,12 +62,13 @@ class Loaded:
 
     def close(self) -> None:
         """Closes the instances and the engines. Nothing runs any more."""
-        for instance in self.instances:
+        for instance in (*self.instances, *self.job_instances):
             try:
                 instance.close()
             except Exception:  # noqa: BLE001  # the others are closed all the same
                 _log.exception("instance not closed", model=self.name)
         self.instances.clear()
+        self.job_instances.clear()
         self.close_engines()
 
     def close_engines(self) -> None:

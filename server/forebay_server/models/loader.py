@@ -50,6 +50,7 @@ def load(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
     stopping: Callable[[], bool] = _never,
+    for_jobs: bool = False,
 ) -> Loaded:
     """Loads a model, warms it up and measures it.
 
@@ -59,6 +60,7 @@ def load(
         progress: Told about each step.
         stopping: Whether nobody wants the model any more; what takes long may then end with ModelLoadError. It is asked
             by any thread.
+        for_jobs: Whether it is to run jobs beside requests, for which it may have instances of their own.
 
     Raises:
         ConfigError: The settings are wrong.
@@ -87,10 +89,11 @@ def load(
     )
     engines = _placed(config.engine, found, told)
     instances: list[Instance] = []
+    for_jobs_alone: list[Instance] | None = [] if for_jobs else None
     try:
-        loaded = _prepare(config, name, found, engines, instances, CostCache(cache_dir), tell)
+        loaded = _prepare(config, name, found, engines, instances, CostCache(cache_dir), tell, for_jobs_alone)
     except BaseException as error:
-        for instance in instances:
+        for instance in (*instances, *(for_jobs_alone or ())):
             instance.close()
         for engine in engines:
             engine.close()
@@ -149,6 +152,7 @@ def _prepare(
     instances: list[Instance],
     cache: CostCache,
     tell: Progress,
+    job_instances: list[Instance] | None,
 ) -> Loaded:
     spec, fixed_sizes, because = batch_rule.apply(_loaded_spec(config, engines), config.batching)
     spec, preparations = preparation.plan(spec, config.inputs)
@@ -177,11 +181,17 @@ def _prepare(
     )
     loaded.cost_key = _cost_key(loaded, found)
     count = _instances(config, engines[0], name)
-    for engine in engines:
-        _make_instances(engine, count, preparations, instances)
+    left = [_left_to_prepare(engine, preparations) for engine in engines]
+    for engine, these in zip(engines, left, strict=True):
+        _make_instances(engine, range(count), these, instances)
     tell(ModelState.WARMING, "running first batches")
     measuring.warm(loaded, cache)
     measuring.choose(loaded)
+    if job_instances is not None and not loaded.inline:
+        for engine, these in zip(engines, left, strict=True):
+            if getattr(engine, "gives_way", False):  # others' engines need not have it
+                _make_instances(engine, range(count, 2 * count), these, job_instances)
+        loaded.job_instances = job_instances
     return loaded
 
 
@@ -220,16 +230,21 @@ def _instances(config: ModelConfig, engine: Engine, name: str) -> int:
     return 1
 
 
+def _left_to_prepare(engine: Engine, preparations: Sequence[Preparation | None]) -> Sequence[Preparation | None]:
+    """What an engine does not prepare itself; empty: nothing. Asked once, before its first instance."""
+    wanted = any(made is not None for made in preparations)
+    if not wanted or (isinstance(engine, Preparing) and engine.prepare(preparations)):
+        return ()
+    return preparations
+
+
 def _make_instances(
-    engine: Engine, count: int, preparations: Sequence[Preparation | None], instances: list[Instance]
+    engine: Engine, numbers: range, preparations: Sequence[Preparation | None], instances: list[Instance]
 ) -> None:
     """Instances of one engine that take what callers send."""
-    prepare = any(made is not None for made in preparations)
-    if prepare and isinstance(engine, Preparing) and engine.prepare(preparations):
-        prepare = False
-    for index in range(count):
-        instance = engine.instance(index)
-        instances.append(PreparedInstance(instance, preparations) if prepare else instance)
+    for number in numbers:
+        instance = engine.instance(number)
+        instances.append(PreparedInstance(instance, preparations) if preparations else instance)
 
 
 def _cost_key(loaded: Loaded, found: registry.Found) -> CostKey:

@@ -102,11 +102,7 @@ def died(books: Books, slot: Slot, batch: Batch | None, outcome: Died, now: floa
     for other in lost:
         if not other.dead:
             other.dead = True
-            model = other.model
-            if other in model.usable:
-                model.usable.remove(other)
-            if not model.removed:
-                books.health.append((model.key, len(model.usable), len(model.slots)))
+            books.retire(other)
     message = f"the device {device} of the model's engine has failed" if device else "the model's engine has failed"
     error: ForebayError
     if slot.model.usable:

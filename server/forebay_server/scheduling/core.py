@@ -38,7 +38,7 @@ from forebay_server.scheduling.outcomes import Died, Outcome, Succeeded
 from forebay_server.scheduling.policy import Bucket, ModelKey, ModelPolicy, ServerPolicy
 from forebay_server.scheduling.queue import Lane
 from forebay_server.scheduling.request import Batch, Request, State
-from forebay_server.scheduling.slots import Slot, patience, step
+from forebay_server.scheduling.slots import Slot, step
 from forebay_server.scheduling.state import Books, Model, reckon
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
@@ -96,21 +96,22 @@ class Core:
             devices: What each instance runs on; empty: all on the policy's device.
 
         Returns:
-            The numbers of its instances, unique over all models.
+            The numbers of its instances, unique over all models. The last are those that run jobs alone.
         """
         books = self._books
         if key in books.models:
             raise ValueError(f"model {key} is served already")
         model = books.models[key] = Model(key, policy, costs, now)
-        numbers = range(self._numbers, self._numbers + policy.instances)
+        numbers = range(self._numbers, self._numbers + policy.instances + policy.job_instances)
         self._numbers = numbers.stop
         places = devices or [policy.device] * len(numbers)
-        model.slots = [
-            Slot(number, model, inline=inline, depth=policy.depth, device=device)
-            for number, device in zip(numbers, places, strict=True)
+        slots = [
+            Slot(number, model, inline=inline, depth=policy.depth, device=device, for_jobs=place >= policy.instances)
+            for place, (number, device) in enumerate(zip(numbers, places, strict=True))
         ]
-        model.usable = list(model.slots)
-        books.slots.update((slot.number, slot) for slot in model.slots)
+        model.slots, model.job_slots = slots[: policy.instances], slots[policy.instances :]
+        model.usable, model.usable_for_jobs = list(model.slots), list(model.job_slots)
+        books.slots.update((slot.number, slot) for slot in slots)
         return numbers
 
     def remove_model(self, key: ModelKey, now: float) -> None:
@@ -119,8 +120,9 @@ class Core:
         model = books.models.pop(key)
         model.removed = True
         model.usable = []
+        model.usable_for_jobs = []
         bisection.fail_all(books, model, EngineUnavailable("the model is being unloaded"), now)
-        for slot in model.slots:
+        for slot in (*model.slots, *model.job_slots):
             if slot.batch is None:
                 del books.slots[slot.number]
         for place in list(model.shares):
@@ -220,9 +222,7 @@ class Core:
         lane = batch.lane
         if slot.stuck and slot.batch is batch:
             slot.stuck = False
-            if not model.removed and not slot.dead:
-                model.usable.append(slot)
-                books.health.append((model.key, len(model.usable), len(model.slots)))
+            books.bring_back(slot)
         if slot.depth == 1:
             slot.batch = None
             slot.stuck_at = inf
@@ -240,8 +240,9 @@ class Core:
         )
         lane.batches += 1
         if isinstance(outcome, Succeeded):
-            model.confirmed = now
-            model.costs.observe(lane.bucket, batch.padded_rows, seconds)
+            if not slot.for_jobs or not forming.online(books, now):  # Beside others it takes longer than by itself.
+                model.confirmed = now
+                model.costs.observe(lane.bucket, batch.padded_rows, seconds)
             if lane.memory_cap:
                 bisection.recover(lane)
             if lane.batches < _FREE_RECKONING or lane.batches % _FREE_RECKONING == 0:
@@ -335,7 +336,7 @@ class Core:
         if slot is None:
             return 0.0
         model = slot.model
-        limits = [patience(model, lane, model.policy.padded(lane.backlog_cap)) for lane in model.lanes.values()]
+        limits = [slot.patience(lane, model.policy.padded(lane.backlog_cap)) for lane in model.lanes.values()]
         return max(limits, default=model.policy.max_execution)
 
     def stuck_instances(self) -> set[int]:

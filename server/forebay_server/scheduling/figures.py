@@ -27,15 +27,17 @@ class Pace(NamedTuple):
     rows: int
     """Of a full batch."""
     instances: int
-    """Usable ones."""
+    """Usable ones that run jobs."""
     row_seconds: float
     """Engine seconds per row of a full batch; positive."""
+    inline: bool = False
+    """Its batches run in the dispatcher."""
 
 
 def figures_of(books: Books, key: ModelKey) -> ModelFigures:
     """What a model holds now. Raises KeyError if it is not served."""
     model = books.models[key]
-    running = [slot for slot in model.slots if slot.batch is not None]
+    running = [slot for slot in (*model.slots, *model.job_slots) if slot.batch is not None]
     return ModelFigures(
         queued_rows=model.rows,
         held_bytes=model.held_bytes,
@@ -64,4 +66,5 @@ def pace_of(books: Books, name: str) -> Pace | None:
         points = model.costs.points()
         lane = Lane(model, model.key, points[0].bucket if points else (), None)
         reckon(lane)
-    return Pace(lane.backlog_cap, len(model.usable), lane.row_cost)
+    instances = model.usable_for_jobs or model.usable
+    return Pace(lane.backlog_cap, len(instances), lane.row_cost, instances[0].inline)

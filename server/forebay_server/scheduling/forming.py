@@ -18,10 +18,13 @@
 7. An instance of some depth gets a batch behind the one that it runs: at once if that will be full, else when the one
    that runs is nearly done (`slots.EARLY`), because until then it may still grow and can't begin. Deadlines and waits
    count from when it should begin.
+8. If a model has instances for jobs alone, these run the batches of jobs, and the others online requests only (and
+   jobs in the slots of rule 5).
 
 A tenant that is kept apart (`shares.Tenant.strike`) has batches of its own.
 """
 
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from math import inf
 
@@ -33,6 +36,9 @@ from forebay_server.scheduling.state import DOUBT, NOISE, TRUST, Books, Model, l
 
 WAITING = State.WAITING
 RUNNING = State.RUNNING
+ALL = (Level.ONLINE, Level.JOB)
+REQUESTS = (Level.ONLINE,)
+JOBS = (Level.JOB,)
 MARGIN_RISE = 0.25
 MARGIN_FALL = 0.05
 """The margin goes up faster than it comes down, so it is nearer to the longer waits than to their mean: at the mean,
@@ -60,12 +66,20 @@ def next_batch(books: Books, slot: Slot, now: float) -> Batch | None:
         joins_at = slot.joins_at()
         full_only = now < joins_at
         slot.look_at = joins_at if full_only else inf
+    if slot.for_jobs:
+        return _best(books, slot, JOBS, now, full_only=False)
     while model.reruns:
         again = rerun(books, slot, now)
         if again is not None:
             return again
     model.start_at = inf
-    for level in (Level.ONLINE, Level.JOB):
+    return _best(books, slot, REQUESTS if model.usable_for_jobs else ALL, now, full_only=full_only)
+
+
+def _best(books: Books, slot: Slot, levels: Sequence[Level], now: float, *, full_only: bool) -> Batch | None:
+    """The batch of the best of the lanes, of the first of these levels that has one."""
+    model = slot.model
+    for level in levels:
         while model.busy[level]:
             chosen = _choose(books, model, level, now, full_only=full_only)
             if chosen is None:

@@ -28,6 +28,9 @@ class ModelPolicy:
     """Lanes (bucket and parameters) that may have requests waiting at a time."""
     instances: int = 1
     """Batches that can run at the same time."""
+    job_instances: int = 0
+    """Instances beside them that run batches of jobs alone, in threads that give way to all others; 0: jobs take the
+    instances that no online request wants."""
     depth: int = 1
     """Batches that each instance may have: the first runs, the others are on their way to the device."""
     max_execution: float = 0.0

@@ -106,18 +106,32 @@ class Runner:
         collator: Collator,
         inline: bool,  # noqa: FBT001  one caller, which passes all by name
         now: float,
+        for_jobs: Sequence[Instance] = (),
     ) -> range:
         """Serves a model. Its instances belong to the runner from now on, which closes them.
+
+        Args:
+            key: Name and version; not one that is served already.
+            policy: How it is batched.
+            costs: As measured by its warm-up.
+            instances: What runs its batches.
+            collator: What puts them together.
+            inline: They run in the dispatcher's thread.
+            now: Monotonic seconds.
+            for_jobs: What runs batches of jobs alone, beside the others (`Engine.gives_way`); none of a model whose
+                batches run inline, or overlap.
 
         Returns:
             The numbers of its instances, unique over all models.
         """
         depth = 1 if inline else min(getattr(instance, "depth", 1) for instance in instances)
-        policy = replace(policy, instances=len(instances), depth=depth)
-        devices = [getattr(instance, "device", policy.device) for instance in instances]
+        policy = replace(policy, instances=len(instances), job_instances=len(for_jobs), depth=depth)
+        everyone = (*instances, *for_jobs)
+        devices = [getattr(instance, "device", policy.device) for instance in everyone]
         numbers = self.core.add_model(key, policy, costs, now, inline=inline, devices=devices)
-        for number, instance in zip(numbers, instances, strict=True):
-            worker = None if inline else self._worker(number, instance, collator, depth)
+        for place, (number, instance) in enumerate(zip(numbers, everyone, strict=True)):
+            alone = place >= len(instances)
+            worker = None if inline else self._worker(number, instance, collator, depth, for_jobs=alone)
             if worker is not None:
                 worker.start()
             station = self._stations[number] = _Station(number, key, instance, collator, worker)
@@ -125,7 +139,7 @@ class Runner:
         self._usable[key] = (len(instances), len(instances))
         return numbers
 
-    def _worker(self, number: int, instance: Instance, collator: Collator, depth: int) -> Worker:
+    def _worker(self, number: int, instance: Instance, collator: Collator, depth: int, *, for_jobs: bool) -> Worker:
         around: dict[str, Any] = {
             "returned": self._returned,
             "wake": self._wake,
@@ -133,7 +147,7 @@ class Runner:
             "log": self._log,
         }
         if depth == 1:
-            return Worker(number, instance, collator, **around)
+            return Worker(number, instance, collator, for_jobs=for_jobs, **around)
         return OverlappingWorker(number, cast("OverlappingInstance", instance), collator, **around)
 
     def remove(self, key: ModelKey, now: float, closed: Callable[[], None] | None = None) -> None:

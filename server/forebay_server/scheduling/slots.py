@@ -17,6 +17,10 @@ EARLY = 0.25
 """The part of its predicted time that a batch has still to go when one that is not full is put behind it: late enough
 to have most of what comes meanwhile in it, early enough to have it on the device in time."""
 
+LEFT_OVER = 10.0
+"""So many times as long a batch may take that gives way to others: beside a thread that always works, a tenth of a core
+is left to its own."""
+
 
 class Slot:
     """An instance, as the core sees it."""
@@ -27,6 +31,7 @@ class Slot:
         "dead",
         "depth",
         "device",
+        "for_jobs",
         "freed",
         "inline",
         "look_at",
@@ -37,9 +42,13 @@ class Slot:
         "until",
     )
 
-    def __init__(self, number: int, model: "Model", *, inline: bool, depth: int, device: str) -> None:
+    def __init__(
+        self, number: int, model: "Model", *, inline: bool, depth: int, device: str, for_jobs: bool = False
+    ) -> None:
         self.number = number
         self.model = model
+        self.for_jobs = for_jobs
+        """Runs batches of jobs alone, while others run: it has the time that these leave."""
         self.inline = inline
         """Runs in the dispatcher: nobody could notice that it is stuck (the wire's watchdog does)."""
         self.depth = depth
@@ -70,6 +79,11 @@ class Slot:
         """Whether it may have one batch more."""
         return self.batch is None or len(self.behind) + 1 < self.depth
 
+    def patience(self, lane: Lane, rows: int) -> float:
+        """Seconds after which a batch counts as stuck."""
+        seconds = self.model.policy.max_execution or self.model.costs.patience(lane.bucket, rows)
+        return seconds * LEFT_OVER if self.for_jobs else seconds
+
 
 def start(slot: Slot, batch: Batch) -> Batch:
     """Notes that an instance has a batch, or one more."""
@@ -80,7 +94,7 @@ def start(slot: Slot, batch: Batch) -> Batch:
         return batch
     slot.batch = batch
     slot.until = batch.dispatched + (batch.predicted or 0.0)
-    slot.stuck_at = inf if slot.inline else batch.dispatched + patience(slot.model, batch.lane, batch.padded_rows)
+    slot.stuck_at = inf if slot.inline else batch.dispatched + slot.patience(batch.lane, batch.padded_rows)
     return batch
 
 
@@ -103,10 +117,5 @@ def step(slot: Slot, batch: Batch, now: float) -> float:
     if first is not None:
         slot.until = now + (first.predicted or 0.0) + sum(later.predicted or 0.0 for later in slot.behind)
         if not slot.stuck:
-            slot.stuck_at = now + patience(slot.model, first.lane, first.padded_rows)
+            slot.stuck_at = now + slot.patience(first.lane, first.padded_rows)
     return seconds
-
-
-def patience(model: "Model", lane: Lane, rows: int) -> float:
-    """Seconds after which a batch counts as stuck."""
-    return model.policy.max_execution or model.costs.patience(lane.bucket, rows)

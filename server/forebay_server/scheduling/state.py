@@ -54,6 +54,7 @@ class Model:
         "costs",
         "fattest",
         "held_bytes",
+        "job_slots",
         "key",
         "lanes",
         "margin",
@@ -67,6 +68,7 @@ class Model:
         "start_at",
         "sweep_at",
         "usable",
+        "usable_for_jobs",
         "virtual",
     )
 
@@ -76,9 +78,13 @@ class Model:
         self.costs = costs
         self.lanes: dict[Any, Lane] = {}
         self.slots: list[Slot] = []
-        """All instances."""
+        """All instances but those that run jobs alone."""
         self.usable: list[Slot] = []
-        """Those that are neither dead nor stuck."""
+        """Those of them that are neither dead nor stuck."""
+        self.job_slots: list[Slot] = []
+        """The instances that run jobs alone."""
+        self.usable_for_jobs: list[Slot] = []
+        """Likewise."""
         self.shares: dict[tuple[str, int, int], Share] = {}
         """By tenant, priority and level."""
         self.sweep_at = _SWEEP_AT
@@ -105,6 +111,10 @@ class Model:
         self.sheds = 0
         """How often that was used since it was last looked for among all."""
         self.removed = False
+
+    def peers(self, slot: Slot) -> list[Slot]:
+        """The usable instances of a slot's kind."""
+        return self.usable_for_jobs if slot.for_jobs else self.usable
 
 
 class Books:
@@ -263,6 +273,24 @@ class Books:
         waited = now - request.arrival
         outcome = CANCELLED if now < request.deadline else DeadlineExpired.reason
         self.events.append((DONE, request.lane.key, request.method, outcome, waited, waited))
+
+    def retire(self, slot: Slot) -> None:
+        """An instance is not usable now, or never again."""
+        peers = slot.model.peers(slot)
+        if slot in peers:
+            peers.remove(slot)
+        self._tell_health(slot)
+
+    def bring_back(self, slot: Slot) -> None:
+        """An instance is usable again."""
+        if not slot.model.removed and not slot.dead:
+            slot.model.peers(slot).append(slot)
+            self._tell_health(slot)
+
+    def _tell_health(self, slot: Slot) -> None:
+        model = slot.model
+        if not model.removed and not slot.for_jobs:  # Without those for jobs, the others run them.
+            self.health.append((model.key, len(model.usable), len(model.slots)))
 
     def give_back(self, part: Part) -> None:
         """A part has left its batch for good; with the last of a request that has ended go its bytes."""

@@ -29,9 +29,7 @@ def _stuck(books: Books, slot: Slot, now: float) -> None:
     model = slot.model
     slot.stuck = True
     slot.stuck_at = inf
-    if slot in model.usable:
-        model.usable.remove(slot)
-        books.health.append((model.key, len(model.usable), len(model.slots)))
+    books.retire(slot)
     error = EngineUnavailable("the model's engine does not answer", ran=True)
     for batch in (slot.batch, *slot.behind):
         for part in batch.parts if batch is not None else ():
@@ -50,7 +48,7 @@ def next_wakeup(books: Books) -> float:
             at = min(at, slot.stuck_at)
             if slot.depth > 1 and model.rows and slot.has_room() and slot in model.usable:
                 at = min(at, slot.look_at, model.start_at)
-        elif model.start_at < at and slot in model.usable:
+        elif model.start_at < at and slot in model.peers(slot):
             at = model.start_at
     return at
 
@@ -65,6 +63,8 @@ def busy_until(books: Books, now: float) -> float:
     until = inf
     for slot in books.slots.values():
         batch, model = slot.batch, slot.model
+        if slot.for_jobs:
+            continue
         if batch is None:
             if now - model.confirmed < TRUST and not slot.dead:
                 return 0.0

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+from forebay_server.background import can_wait
 from forebay_server.engines.base import Instance, OverlappingInstance
 from forebay_server.scheduling.execution import Clock, Collator, Log, Ticket, collect, execute, issue
 from forebay_server.scheduling.outcomes import Died, Outcome
@@ -34,6 +35,7 @@ class Worker:
         wake: Tells the dispatcher that there is something.
         clock: Monotonic seconds.
         log: For faults.
+        for_jobs: It runs jobs alone, and gives way to all other threads.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Worker:
         wake: Callable[[], None],
         clock: Clock,
         log: Log,
+        for_jobs: bool = False,
     ) -> None:
         self.number = number
         self._instance = instance
@@ -54,6 +57,7 @@ class Worker:
         self._wake = wake
         self._clock = clock
         self._log = log
+        self._for_jobs = for_jobs
         self._inbox: SimpleQueue[Batch | None] = SimpleQueue()
         # A daemon: an engine that never returns must not keep the process from ending.
         self._thread = threading.Thread(target=self._main, name=f"instance-{number}", daemon=True)
@@ -84,6 +88,8 @@ class Worker:
         return batches
 
     def _main(self) -> None:
+        if self._for_jobs:
+            can_wait()
         batch: Batch | None = None
         try:
             while (batch := self._inbox.get()) is not None:

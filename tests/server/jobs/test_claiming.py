@@ -51,6 +51,13 @@ def test_claims_are_small_while_online_requests_come():
     assert module.most_at_once(online=True) * 4 <= module.most_at_once(online=False)
 
 
+def test_after_a_claim_beside_online_requests_there_is_a_rest():
+    """Such that jobs have their share of the time; batches count where they run in the dispatcher."""
+    share, handling = module.SHARE_BESIDE, module.HANDLING
+    assert module.rest(16, Pace(8, 1, 0.001), 1.0) == pytest.approx(16 * handling / share)
+    assert module.rest(16, Pace(8, 1, 0.001, inline=True), 2.0) == pytest.approx(16 * (handling + 0.002) / share)
+
+
 def test_shares_go_by_the_weight_of_the_priority():
     """HIGH 8, NORMAL 2, LOW 1; tenants of one priority the same."""
     claiming = Claiming()

@@ -18,6 +18,7 @@ from forebay_server.errors import (
     TenantQuota,
     VersionNotFound,
 )
+from forebay_server.jobs import claiming
 from forebay_server.jobs.pending import flow_of
 from forebay_server.jobs.states import JobState
 from forebay_server.jobs.store import Claim, Finish, Get, Page, Reap, Release, Renew, Submit
@@ -196,6 +197,21 @@ def test_jobs_give_way_to_online_requests(host):
     assert [(each.job.state, each.job.attempt) for each in found] == [(JobState.SUCCEEDED, 1)] * 3
     assert request.result is True
     assert request.level is Level.ONLINE
+
+
+def test_claims_are_small_and_rare_beside_online_requests(host, monkeypatch):
+    """Each is followed by a rest; when no online requests come any more, what is left is claimed at once."""
+    server = host(batch=64)
+    online = [True]
+    monkeypatch.setattr(server.core, "online", lambda now: online[0])
+    began = time.monotonic()
+    jobs = server.submit_all(4 * claiming.MOST_BESIDE)
+    server.until(lambda: len(server.decoded) >= 3 * claiming.MOST_BESIDE)
+    pace = server.core.pace("m")
+    assert time.monotonic() - began >= 2 * claiming.rest(claiming.MOST_BESIDE, pace, 1.0)
+    assert {claim.limit for claim in server.store.asked(Claim)} == {claiming.MOST_BESIDE}
+    online[0] = False
+    assert [server.wait(job).job.state for job in jobs] == [JobState.SUCCEEDED] * len(jobs)
 
 
 def test_a_job_that_kills_its_engine_uses_up_its_attempts(host):

@@ -28,7 +28,8 @@ def loaded(tmp_path):
 
     def load_one(path, **settings):
         cache = settings.pop("cache_dir", None)
-        model = load(ModelConfig(path=str(path), **settings), cache_dir=cache)
+        for_jobs = settings.pop("for_jobs", False)
+        model = load(ModelConfig(path=str(path), **settings), cache_dir=cache, for_jobs=for_jobs)
         models.append(model)
         return model
 
@@ -232,6 +233,23 @@ def test_slow_models_get_a_worker(loaded):
     assert not loaded("synthetic:worker=true").inline
     with pytest.raises(ConfigError, match="can't run inline"):
         loaded("synthetic:worker=true", engine=EngineConfig(run="inline"))
+
+
+def test_jobs_have_instances_of_their_own_where_these_give_way(onnx_models, loaded):
+    """As many again as the model has; none if it runs inline, takes more than one thread, or runs no jobs."""
+
+    path = onnx_models.make_linear_model()
+
+    def made(*, threads=1, run="worker", for_jobs=True):
+        return loaded(path, engine=EngineConfig(threads=threads, instances=2, run=run), for_jobs=for_jobs)
+
+    with_own = made()
+    assert (len(with_own.instances), len(with_own.job_instances)) == (2, 2)
+    x = np.ones((2, 64), "f4")
+    assert np.array_equal(with_own.job_instances[1].infer(EngineBatch([x], 2))[0], onnx_models.linear(x))
+    assert not made(threads=2).job_instances
+    assert not made(run="inline").job_instances
+    assert not made(for_jobs=False).job_instances
 
 
 def test_costs_are_kept_and_checked(loaded, tmp_path):

@@ -9,6 +9,7 @@ from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.outcomes import Died, NoMemory
 from forebay_server.scheduling.policy import ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.scheduling.request import Level
+from forebay_server.scheduling.slots import LEFT_OVER
 
 KEY = ("m", 1)
 OTHER_BUCKET = ((8,),)
@@ -155,3 +156,106 @@ def test_an_online_request_waits_for_one_batch_of_jobs_at_most(world, forever):
     online = w.admit(now=0.001, deadline=0.040)
     w.finish(batch, 0.018)
     assert requests_of(w.take(0.018)) == [online]
+
+
+@pytest.fixture
+def apart(world):
+    """A world with an instance for jobs alone, and its number."""
+
+    def make(**policy):
+        w = world(job_instances=1, **policy)
+        return w, w.instances[1]
+
+    return make
+
+
+def test_an_instance_for_jobs_runs_nothing_else(apart, forever):
+    """Nor do the others run jobs: who comes finds them idle."""
+    w, for_jobs = apart()
+    jobs = [w.admit(level=Level.JOB, deadline=forever) for _ in range(3)]
+    assert w.take() is None
+    batch = w.take(instance=for_jobs)
+    assert requests_of(batch) == jobs
+    online = w.admit()
+    assert requests_of(w.take()) == [online]
+    w.admit()
+    w.finish(batch, 0.013)
+    assert w.take(instance=for_jobs) is None
+
+
+def test_jobs_still_fill_padding(apart, forever):
+    """Slots that cost nothing are theirs on any instance."""
+    w, _ = apart(batch_sizes=(1, 4, 8))
+    job = w.admit(level=Level.JOB, deadline=forever)
+    online = [w.admit() for _ in range(3)]
+    assert requests_of(w.take()) == [*online, job]
+
+
+def test_without_its_instance_jobs_run_on_the_others(apart, forever):
+    """It has died: the model is as well as before for those who call, and no health has changed."""
+    w, for_jobs = apart()
+    job = w.admit(level=Level.JOB, deadline=forever)
+    waits = w.admit(level=Level.JOB, deadline=forever, rows=8)
+    batch = w.take(instance=for_jobs)
+    w.finish(batch, 0.1, Died())
+    assert job.error.reason == "ENGINE_RESTARTED"
+    assert requests_of(w.take(0.1)) == [waits]
+    assert w.core.health == []
+    assert (w.figures().usable_instances, w.figures().instances) == (1, 1)
+
+
+def test_who_gives_way_counts_as_stuck_later(apart, forever):
+    """After ten times as long; then the others take over, and when its batch is back so is it."""
+    w, for_jobs = apart(max_execution=1.0)
+    job = w.admit(level=Level.JOB, deadline=forever)
+    batch = w.take(instance=for_jobs)
+    assert w.core.next_wakeup() == LEFT_OVER
+    w.core.tick(LEFT_OVER - 1e-6)
+    assert w.settle() == []
+    w.core.tick(LEFT_OVER)
+    assert w.settle() == [job]
+    other = w.admit(level=Level.JOB, deadline=forever)
+    assert w.take(instance=for_jobs) is None
+    assert requests_of(w.take(LEFT_OVER)) == [other]
+    w.finish(batch, LEFT_OVER + 1.0)
+    last = w.admit(level=Level.JOB, deadline=forever)
+    assert requests_of(w.take(LEFT_OVER + 1.0, instance=for_jobs)) == [last]
+    assert w.core.health == []
+
+
+def test_costs_are_learned_from_jobs_while_no_online_requests_come(apart, forever):
+    """Beside these a batch takes longer than by itself."""
+    w, for_jobs = apart()
+
+    def run_job(now):
+        w.admit(level=Level.JOB, deadline=forever, now=now, rows=8)
+        w.finish(w.take(now, for_jobs), now, seconds=0.036)
+
+    run_job(0.0)
+    learned = w.costs.predict(((4,),), 8)
+    assert learned == pytest.approx(0.018 + 0.05 * 0.018)
+    for now in (1.0, 1.1):
+        w.admit(now=now, rows=8)
+        w.finish(w.take(now), now, seconds=learned)
+    run_job(1.2)
+    assert w.costs.predict(((4,),), 8) == pytest.approx(learned)
+
+
+def test_nobody_waits_for_an_instance_for_jobs(apart, forever):
+    """A busy one refuses nobody a near deadline; an idle one is none that could run what comes."""
+    w, for_jobs = apart()
+    w.admit(level=Level.JOB, deadline=forever, rows=8)
+    assert w.take(instance=for_jobs) is not None
+    online = w.admit(deadline=0.020, rows=8)
+    assert requests_of(w.take()) == [online]
+    w.admit(rows=8)
+    assert w.core.busy_until(0.0) == pytest.approx(0.9 * 0.018)
+
+
+def test_pace_is_that_of_the_instances_for_jobs(apart):
+    """They run the jobs; without them the others do."""
+    w, for_jobs = apart(instances=2)
+    for_jobs = w.instances[2]
+    assert w.core.pace("m").instances == 1
+    w.core.lost(for_jobs, 0.0)
+    assert w.core.pace("m").instances == 2

@@ -1,16 +1,19 @@
 """The runner with real threads: what runs where, who is told, and that nothing is ever lost. No sleeps: events only."""
 
+import os
+import sys
 import threading
 import time
 
 import pytest
 
+from forebay_server.background import STEPS
 from forebay_server.engines.base import EngineBatch, EngineDead, OutOfMemory, RejectInput
 from forebay_server.errors import EngineUnavailable, InputRejected, Internal
 from forebay_server.scheduling.core import Core
 from forebay_server.scheduling.latency import CostModel
 from forebay_server.scheduling.policy import ModelPolicy
-from forebay_server.scheduling.request import Request
+from forebay_server.scheduling.request import Level, Request
 from forebay_server.scheduling.runner import LONGEST_WAIT, Runner
 
 KEY = ("m", 1)
@@ -22,8 +25,8 @@ class Call(Request):
 
     __slots__ = ("batch", "clumsy", "done", "error", "result")
 
-    def __init__(self, lane, values, deadline, arrival, *, clumsy=False):
-        super().__init__(lane, len(values), 8 * len(values), deadline, values, arrival=arrival)
+    def __init__(self, lane, values, deadline, arrival, *, clumsy=False, level=Level.ONLINE):
+        super().__init__(lane, len(values), 8 * len(values), deadline, values, arrival=arrival, level=level)
         self.done = threading.Event()
         self.result = self.error = self.batch = None
         self.clumsy = clumsy
@@ -64,10 +67,12 @@ class Doubler:
         self.gate = threading.Event()
         self.gate.set()
         self.threads = set()
+        self.nice = set()
         self.memory = 1000
 
     def infer(self, batch):
         self.threads.add(threading.current_thread().name)
+        self.nice.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         self.entered.set()
         assert self.gate.wait(30)
         if len(batch.inputs) > self.memory:
@@ -121,23 +126,24 @@ class Relay(Doubler):
 class Host:
     """A dispatcher: turns until something is the case."""
 
-    def __init__(self, *, inline=False, instances=1, clock=time.monotonic, kind=Doubler, **policy):
+    def __init__(self, *, inline=False, instances=1, for_jobs=0, clock=time.monotonic, kind=Doubler, **policy):
         self.woken = threading.Event()
         self.clock = clock
         self.core = Core()
         self.runner = Runner(self.core, wake=self.woken.set, clock=clock)
-        self.doublers = [kind() for _ in range(instances)]
+        self.doublers = [kind() for _ in range(instances + for_jobs)]
         self.health = []
         self.lost = []
         self.runner.listen(lambda *change: self.health.append(change))
         self.runner.listen_for_devices(self.lost.append)
         costs = CostModel([(BUCKET, rows, 1e-5) for rows in (1, 4)])
         policy = ModelPolicy(**({"max_batch_size": 4, "best_batch_size": 4} | policy))
-        self.numbers = self.runner.add(KEY, policy, costs, self.doublers, Collate(), inline, clock())
+        some, others = self.doublers[:instances], self.doublers[instances:]
+        self.numbers = self.runner.add(KEY, policy, costs, some, Collate(), inline, clock(), others)
 
-    def call(self, *values, patience=60.0, clumsy=False):
+    def call(self, *values, patience=60.0, clumsy=False, level=Level.ONLINE):
         now = self.clock()
-        call = Call(self.core.lane(KEY, BUCKET), values, now + patience, now, clumsy=clumsy)
+        call = Call(self.core.lane(KEY, BUCKET), values, now + patience, now, clumsy=clumsy, level=level)
         assert self.runner.admit(call, now) is None
         return call
 
@@ -166,6 +172,17 @@ def host():
             doubler.gate.set()
         assert one.runner.close()
         assert all(doubler.closed.is_set() for doubler in one.doublers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priorities of their own")
+def test_an_instance_for_jobs_gives_way(host):
+    """Its thread runs jobs alone, and after the others."""
+    h = host(for_jobs=1)
+    call = h.call(1)
+    job = h.call(2, level=Level.JOB)
+    h.until(lambda: call.result and job.result)
+    requests, jobs = (doubler.nice for doubler in h.doublers)
+    assert jobs == {min(19, value + STEPS) for value in requests}
 
 
 @pytest.mark.parametrize("inline", [True, False])

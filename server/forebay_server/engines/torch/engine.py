@@ -61,6 +61,7 @@ class TorchEngine:
         self.always_worker = self.device != "cpu"
         self.batch_sizes: Sequence[int] = ()
         self.holds_gil = False
+        self.gives_way = False
         self.max_batch_size = 0
 
     def load(self) -> ModelSpec:
