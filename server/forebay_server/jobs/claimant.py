@@ -222,7 +222,8 @@ class Claimant:
         self._bytes += nbytes
         pace = self._courses[flow.model].pace
         if pace is not None:
-            self._rests_until += claiming.rest(jobs, pace, self._courses[flow.model].rows_per_job)
+            rows = self._courses[flow.model].rows_per_job
+            self._rests_until += claiming.rest(jobs, pace, rows, self._core.online_share(now))
         self._keeper.do(
             Claim(owner.name, flow, jobs, nbytes),
             lambda outcome: self._claimed(owner, flow, jobs, nbytes, now, outcome),

@@ -6,7 +6,8 @@ back, so that it does not run dry meanwhile. Never more: claimed jobs hold memor
 other runs.
 
 *How fast.* At once, while nobody else comes. While online requests come, a few at a time, with a rest after each claim
-(`rest`): not more than `SHARE_BESIDE` of the requests shall meet what is done for jobs, and each only a short stretch.
+(`rest`), so that jobs take what the others leave of the dispatcher's core but for `SPARE`, and `SHARE_LEAST` of it at
+the least: so many of the requests meet what is done for jobs, and each only a short stretch.
 
 *From whom.* Flows share by start-time fair queueing, as in `scheduling.shares`, in units of jobs: a claimed job adds
 1 / weight to its flow's tag, the smallest tag is next, and a flow that comes (again) begins at the tag last served. So
@@ -36,9 +37,10 @@ MOST_AT_ONCE: Final = 512
 MOST_BESIDE: Final = 16
 """Jobs in one claim, and in one while online requests come: what a claim brings is taken up in one go, and keeps the
 dispatcher from answering meanwhile."""
-SHARE_BESIDE: Final = 0.1
-"""The part of the time that is for jobs while online requests come: so many of these meet one of the short stretches of
-work on jobs."""
+SHARE_LEAST: Final = 0.1
+"""The part of the time that is for jobs beside any load of online requests."""
+SPARE: Final = 0.1
+"""The part of the time that is kept free, while online requests come."""
 HANDLING: Final = 70e-6
 """Seconds that a job takes of a core besides its batch, in all threads, in claims of so few (about, by CPU times)."""
 SUSPECT_PAUSE: Final = 1.0
@@ -67,10 +69,10 @@ def room(wanted: int, in_flight: int) -> int:
     return missing if missing * 4 >= wanted else 0
 
 
-def rest(jobs: int, pace: Pace, rows_per_job: float) -> float:
-    """Seconds after a claim of so many jobs until the next one, while online requests come."""
+def rest(jobs: int, pace: Pace, rows_per_job: float, online_share: float) -> float:
+    """Seconds after a claim of so many jobs until the next one, while online requests take such a part of the core."""
     batch = pace.row_seconds * rows_per_job if pace.inline else 0.0
-    return jobs * (HANDLING + batch) / SHARE_BESIDE
+    return jobs * (HANDLING + batch) / max(SHARE_LEAST, 1.0 - SPARE - online_share)
 
 
 def most_at_once(*, online: bool) -> int:

@@ -273,6 +273,10 @@ class Core:
         """Whether online requests come: two batches of them were formed a short while ago."""
         return forming.online(self._books, now)
 
+    def online_share(self, now: float) -> float:
+        """About the part of the dispatcher's core that online requests take."""
+        return self._books.online_load.share(now)
+
     def busy_until(self, now: float) -> float:
         """Until when nothing that comes could run; 0 if it could now."""
         return waking.busy_until(self._books, now)

@@ -50,6 +50,10 @@ MARGIN_GRAIN = 0.001
 """Seconds added to both waits before they are compared: what is shorter than a turn of the dispatcher says nothing."""
 DEAR = 0.9
 """With a backlog no deadline may cost more than a tenth of the throughput."""
+BATCH_WORK = 110e-6
+REQUEST_WORK = 9e-6
+"""Seconds that a batch, and each request in it, takes of the dispatcher's core besides the engine's time, front end and
+system included (about, by CPU times of the small model of the bench)."""
 RECENT = 2.0
 """Seconds in which two batches of online requests say that more will come. One alone, as of a probe, does not."""
 DELAY_SLACK = 0.001
@@ -166,6 +170,9 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
     if policy.max_delay > 0.0 and tier.rows:
         _look_again(tier, lane.cap)
     predicted = lane.cap_seconds if padded == lane.cap else model.costs.predict(lane.bucket, padded)
+    if level is Level.ONLINE:
+        work = BATCH_WORK + REQUEST_WORK * len(parts)
+        books.online_load.add(work + (predicted or 0.0) if slot.inline else work, now)
     if full:
         reason = Reason.FULL
     return start(slot, Batch(slot.number, lane, parts, rows, padded, reason, predicted or None, now))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from forebay_server.errors import DeadlineExpired, ForebayError
 from forebay_server.scheduling.events import CANCELLED, DONE, Event
 from forebay_server.scheduling.latency import CostModel
+from forebay_server.scheduling.load import Load
 from forebay_server.scheduling.policy import ModelKey, ModelPolicy, ServerPolicy, TenantPolicy
 from forebay_server.scheduling.queue import Lane, Queue, Split, Tier, next_serial
 from forebay_server.scheduling.request import Part, Request, State
@@ -135,6 +136,7 @@ class Books:
         "models",
         "online_at",
         "online_before",
+        "online_load",
         "policy",
         "random",
         "slots",
@@ -154,6 +156,8 @@ class Books:
         self.draining = False
         self.online_at = self.online_before = -inf
         """When the last batch of online requests was formed, and the one before it."""
+        self.online_load = Load()
+        """What they take of the dispatcher's core."""
         self.alarms: list[tuple[float, int, Queue]] = []
         """When to look for expired requests in which queue; see `arm`."""
         self.alarms_most = _SWEEP_AT

@@ -52,10 +52,12 @@ def test_claims_are_small_while_online_requests_come():
 
 
 def test_after_a_claim_beside_online_requests_there_is_a_rest():
-    """Such that jobs have their share of the time; batches count where they run in the dispatcher."""
-    share, handling = module.SHARE_BESIDE, module.HANDLING
-    assert module.rest(16, Pace(8, 1, 0.001), 1.0) == pytest.approx(16 * handling / share)
-    assert module.rest(16, Pace(8, 1, 0.001, inline=True), 2.0) == pytest.approx(16 * (handling + 0.002) / share)
+    """Such that jobs have what others leave of the time; batches count where they run in the dispatcher."""
+    handling = module.HANDLING
+    for online, share in ((0.0, 0.9), (0.4, 0.5), (0.8, 0.1), (2.0, 0.1)):
+        assert module.rest(16, Pace(8, 1, 0.001), 1.0, online) == pytest.approx(16 * handling / share)
+    inline = Pace(8, 1, 0.001, inline=True)
+    assert module.rest(16, inline, 2.0, 0.4) == pytest.approx(16 * (handling + 0.002) / 0.5)
 
 
 def test_shares_go_by_the_weight_of_the_priority():

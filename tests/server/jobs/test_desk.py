@@ -204,11 +204,12 @@ def test_claims_are_small_and_rare_beside_online_requests(host, monkeypatch):
     server = host(batch=64)
     online = [True]
     monkeypatch.setattr(server.core, "online", lambda now: online[0])
+    monkeypatch.setattr(server.core, "online_share", lambda now: 1.0)
     began = time.monotonic()
     jobs = server.submit_all(4 * claiming.MOST_BESIDE)
     server.until(lambda: len(server.decoded) >= 3 * claiming.MOST_BESIDE)
     pace = server.core.pace("m")
-    assert time.monotonic() - began >= 2 * claiming.rest(claiming.MOST_BESIDE, pace, 1.0)
+    assert time.monotonic() - began >= 2 * claiming.rest(claiming.MOST_BESIDE, pace, 1.0, 1.0)
     assert {claim.limit for claim in server.store.asked(Claim)} == {claiming.MOST_BESIDE}
     online[0] = False
     assert [server.wait(job).job.state for job in jobs] == [JobState.SUCCEEDED] * len(jobs)
