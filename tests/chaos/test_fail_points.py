@@ -182,6 +182,7 @@ def test_deaths_at_later_passages_lose_nothing(trial, store_url, place):
     if place not in places_of(store_url):
         pytest.skip("this store has no files")
     rare = place.startswith(("release.", "reap.", "purge.", "webhook."))
-    for passage in (1, 1, 1) if rare else (2, 7, 30):
+    of_files = place.startswith("payload.")  # Two requests and two outcomes.
+    for passage in (1, 1, 1) if rare else (2, 3, 4) if of_files else (2, 7, 30):
         trial.die_at(f"{place}:{passage}")
     trial.verdict()
