@@ -129,9 +129,10 @@ def strangers_file(path):
         (damaged_file, ["is damaged"]),
         (newer_file, ["has version 99", "newer server"]),
         (strangers_file, ["not a job store"]),
-        (lambda path: path.mkdir(), ["can't be opened"]),
+        (lambda path: path.mkdir(), ["is not a file"]),
+        (lambda path: path.symlink_to("/dev/null"), ["is not a file"]),
     ],
-    ids=["corrupt", "damaged", "newer", "strange", "folder"],
+    ids=["corrupt", "damaged", "newer", "strange", "folder", "device"],
 )
 def test_a_file_that_is_no_store_for_this_server(process, tmp_path, make, words):
     """One sentence, code 1, nothing listens, and the file is left as it was."""

@@ -170,6 +170,8 @@ class SqliteStore:
         path = self._path
         if not path.parent.is_dir():
             raise ConfigError(f"jobs.store: the folder {path.parent} does not exist")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"jobs.store: {path} is not a file")
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE | create, vfs=self._vfs)
         self._connection = connection
         if connection.readonly("main"):  # Before anything is read: that needs a lock, which needs a file to write.
