@@ -52,6 +52,8 @@ class Listener:
         for accepted in self._kept:
             accepted.close()
         self._thread.join()
+        for accepted in self._kept:  # The last may have come after the others were closed.
+            accepted.close()
 
 
 def silent(connection):

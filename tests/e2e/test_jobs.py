@@ -287,9 +287,23 @@ def test_an_engine_that_is_lost(offer):
     refused(lambda: jobs.submit(request_of("model", row(1))), Code.UNAVAILABLE, "ENGINE_UNAVAILABLE")
 
 
-def test_messages_that_are_too_large(offer, front_end):
-    """A request over the limit is refused; an outcome over the limit can't be told, and the rest can."""
-    _, jobs = offer(limits=LimitsConfig(max_receive_mib=0.01, max_send_mib=0.004))
+FREE = """
+from forebay_server.engines.python import model
+
+
+@model(inputs={"x": ("FP32", (-1, 4))}, outputs={"y": ("FP32", (-1, -1))})
+def free(x):
+    return x
+"""
+"""A model of whose outputs nobody knows the size before."""
+
+
+def test_messages_that_are_too_large(offer, front_end, tmp_path):
+    """A request over the limit is refused, and one whose outcome is known to be; another such outcome can't be told."""
+    module = tmp_path / "e2e_free.py"
+    module.write_text(FREE)
+    free = ModelConfig(name="free", path=f"python:{module}:free")
+    _, jobs = offer(synthetic(), free, limits=LimitsConfig(max_receive_mib=0.01, max_send_mib=0.004))
     with pytest.raises(grpc.RpcError) as caught:
         jobs.submit(request_of("model", row(1, 700)))
     assert caught.value.code() == Code.RESOURCE_EXHAUSTED
@@ -297,7 +311,8 @@ def test_messages_that_are_too_large(offer, front_end):
         code, reason, details = details_of(caught.value)
         assert (code, reason, len(details)) == (Code.RESOURCE_EXHAUSTED, "BYTES_LIMIT", 1)
 
-    job = jobs.submit(request_of("model", row(1, 300)))
+    refused(lambda: jobs.submit(request_of("model", row(1, 300))), Code.RESOURCE_EXHAUSTED, "BYTES_LIMIT")
+    job = jobs.submit(request_of("free", row(1, 300)))
     assert [told.job.state for told in jobs.watch(job.id)][-1] == SUCCEEDED
     details = refused(lambda: jobs.result(job.id), Code.RESOURCE_EXHAUSTED, "BYTES_LIMIT")
     assert error_details_pb2.RetryInfo not in details
