@@ -128,10 +128,7 @@ class Postgres:
     def kill(self) -> None:
         """Ends it and all its processes by SIGKILL, as the kernel would when memory is short."""
         assert self._process
-        family = self._family()
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):  # its backends come and go
-                os.kill(pid, signal.SIGKILL)
+        family = self._signal(signal.SIGKILL)
         self._process.wait(30)
         self._process = None
         until = time.monotonic() + 30.0
@@ -140,13 +137,19 @@ class Postgres:
 
     def freeze(self) -> None:
         """Stops all its processes: connections stay, nothing is answered."""
-        for pid in self._family():
-            os.kill(pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Lets them go on."""
-        for pid in self._family():
-            os.kill(pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> list[int]:
+        """Sends a signal to all its processes; their ids."""
+        family = self._family()
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):  # its backends come and go
+                os.kill(pid, number)
+        return family
 
     def _family(self) -> list[int]:
         assert self._process
