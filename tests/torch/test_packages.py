@@ -264,15 +264,12 @@ def test_a_broken_package_does_not_stop_the_others(serve, mixed, tmp_path):
         assert len(client.predict("mixed", arrays_of(Mixed.example(2, 5)))["scores"]) == 2
 
 
-def test_two_instances_share_a_package(mixed):
-    """On the CPU the weights are there once, and both answer."""
+def test_two_instances_of_a_package_are_one_on_the_cpu(mixed):
+    """Its batches hold Python's lock, so a second instance would only wait for the first; that one answers."""
     loaded = load(ModelConfig(path=str(mixed.path), engine=EngineConfig(instances=2)))
     try:
-        spec = loaded.spec
-        first, second = loaded.instances
-        assert first._run == second._run
-        answers = [instance.infer(staged(instance, spec, Mixed.example(2, 5))) for instance in (first, second)]
-        for one, other in zip(*answers, strict=True):
-            np.testing.assert_array_equal(one.astype("f8"), other.astype("f8"))
+        (only,) = loaded.instances
+        answers = only.infer(staged(only, loaded.spec, Mixed.example(2, 5)))
+        assert [len(answer) for answer in answers] == [2] * len(loaded.spec.outputs)
     finally:
         loaded.close()
