@@ -155,7 +155,7 @@ class Server:
                 predict(self._request, timeout=5)
             except grpc.RpcError as error:
                 self._still_starting(began, f": {error.details()}")
-                time.sleep(0.005)  # likewise
+                time.sleep(0.005)  # as above: the server starts on that core
             else:
                 break
         self.ready_s = time.monotonic() - began

@@ -184,7 +184,7 @@ class PostgresStore:
                 late = time.monotonic() - began > self._watch.patience
                 if late or not self._rolled_back(connection, error, fresh=fresh):
                     raise
-                # Get out of each other's way.
+                # A pause by chance, or those that were in each other's way would meet again.
                 time.sleep(random.uniform(0.0, 0.02) * attempt)  # noqa: S311  # no secret
                 continue
             with self._watch.over(connection):

@@ -49,7 +49,7 @@ WAITING = State.WAITING
 EXPIRED_ON_ARRIVAL = "the deadline had passed when the request came"
 
 
-def admit(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per step would be felt
+def admit(  # noqa: C901, PLR0912, PLR0915  # each request passes here: a call per step would be felt
     books: Books, request: Request, now: float
 ) -> ForebayError | None:
     """Queues a request whose lane is in use by its model, or says why not."""
@@ -79,7 +79,7 @@ def admit(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per
     weight = share.weight
     own = share.cost
     due = now + tier.horizon
-    if deadline < due:  # noqa: PLR1730  `min` would be felt
+    if deadline < due:  # noqa: PLR1730  # `min` would be felt
         due = deadline
     if own:
         line = queue.line
@@ -155,7 +155,7 @@ def admit(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per
     return None
 
 
-def admit_alike(  # noqa: C901, PLR0915  as `admit`
+def admit_alike(  # noqa: C901, PLR0915  # as `admit`
     books: Books, requests: Sequence[Request], now: float
 ) -> int:
     """Queues requests that differ in their data only, up to one that needs a closer look; `admit` sees to that.
@@ -205,7 +205,7 @@ def admit_alike(  # noqa: C901, PLR0915  as `admit`
     for request in requests:
         if not all_at_once:
             wait = (own + half) * busy_weight / weight - half
-            if wait > total:  # noqa: PLR1730  `min` would be felt
+            if wait > total:  # noqa: PLR1730  # `min` would be felt
                 wait = total
             with_it = wait + rides
             if until or with_it > full * ROUNDING:

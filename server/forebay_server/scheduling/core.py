@@ -281,7 +281,7 @@ class Core:
         """Until when nothing that comes could run; 0 if it could now."""
         return waking.busy_until(self._books, now)
 
-    def drain(self, now: float) -> None:  # noqa: ARG002  every call that changes anything takes the time
+    def drain(self, now: float) -> None:  # noqa: ARG002  # every call that changes anything takes the time
         """Refuses what comes from now on, and lets nothing wait for company any more."""
         self._books.draining = True
 

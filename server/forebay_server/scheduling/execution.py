@@ -66,7 +66,7 @@ def execute(batch: Batch, instance: Instance, collator: Collator, clock: Clock, 
         arrays = instance.infer(stacked)
         batch.finished = clock()
         return Succeeded(collator.outputs(arrays, batch.rows))
-    except Exception as error:  # noqa: BLE001  the engine is foreign code
+    except Exception as error:  # noqa: BLE001  # the engine is foreign code
         return _failed(batch, error, clock, log)
 
 
@@ -89,7 +89,7 @@ def issue(batch: Batch, instance: OverlappingInstance, collator: Collator, clock
         )
         batch.collated = clock()
         return Ticket(instance.issue(stacked))
-    except Exception as error:  # noqa: BLE001  the engine is foreign code
+    except Exception as error:  # noqa: BLE001  # the engine is foreign code
         return _failed(batch, error, clock, log)
 
 
@@ -101,7 +101,7 @@ def collect(
         arrays = instance.collect(issued.ticket)
         batch.finished = clock()
         return Succeeded(collator.outputs(arrays, batch.rows))
-    except Exception as error:  # noqa: BLE001  the engine is foreign code
+    except Exception as error:  # noqa: BLE001  # the engine is foreign code
         return _failed(batch, error, clock, log)
 
 

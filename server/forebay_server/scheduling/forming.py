@@ -243,7 +243,7 @@ def _fill(
     return rows, full or rows >= cap
 
 
-def _serve(  # noqa: C901, PLR0912, PLR0915  each request passes here: a call per step would be felt
+def _serve(  # noqa: C901, PLR0912, PLR0915  # each request passes here: a call per step would be felt
     books: Books, queue: Queue, parts: list[Part], rows: int, cap: int, until: float, now: float, begins: float
 ) -> tuple[int, int, bool]:
     """Takes requests from one queue until its flow's tag is over `until`.

@@ -104,7 +104,7 @@ class Runner:
         costs: CostModel,
         instances: Sequence[Instance],
         collator: Collator,
-        inline: bool,  # noqa: FBT001  one caller, which passes all by name
+        inline: bool,  # noqa: FBT001  # one caller, which passes all by name
         now: float,
         for_jobs: Sequence[Instance] = (),
     ) -> range:
@@ -214,7 +214,7 @@ class Runner:
                 continue
             try:
                 outcome = execute(batch, station.instance, station.collator, clock, self._log)
-            except BaseException:  # noqa: BLE001  SystemExit and its like: it ends the instance, as it ends a worker
+            except BaseException:  # noqa: BLE001  # SystemExit and its like: it ends the instance, as it ends a worker
                 self._log.exception("instance has ended", model=station.key, instance=station.number)
                 outcome = Died()
             now = clock()
@@ -271,7 +271,7 @@ class Runner:
                 else:
                     joined = station.collator.join([(piece, row, rows) for _, piece, row, rows in pieces])
                     request.succeed(joined, 0, batch)
-            except Exception:  # noqa: BLE001  one caller's fault must not cost the others their results
+            except Exception:  # noqa: BLE001  # one caller's fault must not cost the others their results
                 self._callback_failed(request)
 
     def _callback_failed(self, request: Request) -> None:
@@ -279,7 +279,7 @@ class Runner:
         self._log.exception("result could not be handed over", model=request.lane.key, error_id=error.error_id)
         try:
             request.fail(error)
-        except Exception:  # noqa: BLE001  see above
+        except Exception:  # noqa: BLE001  # see above
             self._log.exception("failure could not be handed over", model=request.lane.key)
 
     def _tell(self) -> None:
@@ -290,7 +290,7 @@ class Runner:
             for request, error in failures:
                 try:
                     request.fail(error)
-                except Exception:  # noqa: BLE001  see above
+                except Exception:  # noqa: BLE001  # see above
                     self._log.exception("failure could not be handed over", model=request.lane.key)
         while core.health:
             changes, core.health = core.health, []
@@ -359,5 +359,5 @@ class Runner:
         del self._stations[station.number]
         try:
             station.instance.close()
-        except Exception:  # noqa: BLE001  the engine is foreign code
+        except Exception:  # noqa: BLE001  # the engine is foreign code
             self._log.exception("instance did not close", model=station.key)

@@ -98,7 +98,7 @@ class Worker:
                 batch = None  # It is the dispatcher's now; nothing of it may be kept alive here.
                 del outcome
                 self._wake()
-        except BaseException:  # noqa: BLE001  SystemExit from an engine included: no worker is lost silently
+        except BaseException:  # noqa: BLE001  # SystemExit from an engine included: no worker is lost silently
             self._ended(batch)
         finally:
             self._close()
@@ -112,7 +112,7 @@ class Worker:
     def _close(self) -> None:
         try:
             self._instance.close()
-        except BaseException:  # noqa: BLE001  see above
+        except BaseException:  # noqa: BLE001  # see above
             self._log.exception("instance did not close", instance=self.number)
         self._returned.append((self.number, None, Died()))
         self._wake()
@@ -152,7 +152,7 @@ class OverlappingWorker(Worker):
                 self._issued.put((batch, issued))
                 batch = None  # as above
                 del issued
-        except BaseException:  # noqa: BLE001  as above
+        except BaseException:  # noqa: BLE001  # as above
             self._log.exception("worker has ended", instance=self.number)
             if batch is not None:
                 self._issued.put((batch, Died()))
@@ -174,7 +174,7 @@ class OverlappingWorker(Worker):
                 batch = None  # as above
                 del outcome
                 self._wake()
-        except BaseException:  # noqa: BLE001  as above
+        except BaseException:  # noqa: BLE001  # as above
             self._ended(batch)
         finally:
             self._inbox.put(None)

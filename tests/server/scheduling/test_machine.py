@@ -202,7 +202,7 @@ class Machine(RuleBasedStateMachine):
         self.core.failures = []
 
     @invariant()
-    def books_balance(self):  # noqa: C901  one sum over everything
+    def books_balance(self):  # noqa: C901  # one sum over everything
         if not hasattr(self, "core"):
             return
         for request in self.requests:
