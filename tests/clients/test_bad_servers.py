@@ -92,12 +92,17 @@ def pump(source, sink, left, pause):
 
 
 def join(caller, server, left, pause):
-    """Passes on what both say, in two threads, until one of them closes."""
+    """Passes on what both say, in two threads, until one of them closes.
+
+    Both are closed in the end, not only shut down: with unread data left, only a close resets the connection, and without
+    a reset whoever waits to send finds out after 20 seconds.
+    """
     up = threading.Thread(target=pump, args=(caller, server, 1 << 40, 0.0))
     up.start()
     pump(server, caller, left, pause)
     up.join()
     server.close()
+    caller.close()
 
 
 def through(address, *, answers=1 << 40, connections=1 << 40, pause=0.0):
