@@ -94,8 +94,8 @@ def pump(source, sink, left, pause):
 def join(caller, server, left, pause):
     """Passes on what both say, in two threads, until one of them closes.
 
-    Both are closed in the end, not only shut down: with unread data left, only a close resets the connection, and without
-    a reset whoever waits to send finds out after 20 seconds.
+    Both are closed in the end, not only shut down: with unread data left, only a close resets the connection. Who waits
+    to send would find out after 20 seconds otherwise.
     """
     up = threading.Thread(target=pump, args=(caller, server, 1 << 40, 0.0))
     up.start()

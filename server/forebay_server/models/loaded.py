@@ -35,7 +35,7 @@ class Loaded:
     """Sizes that batches are padded up to; empty: any."""
     max_batch_size: int
     best_batch_size: int
-    """Rows at which throughput is within 5 % of its best, or as set; 0 if not measured."""
+    """Rows at which throughput is within 4 % of its best, or as set; 0 if not measured."""
     measurements: list[Measurement] = field(default_factory=list)
     job_instances: list[Instance] = field(default_factory=list)
     """Those that run jobs alone, beside the others (`Engine.gives_way`)."""

@@ -26,6 +26,7 @@ ENOUGH: Final = 0.1  # seconds; of what takes longer each time, two timings say 
 TOTAL_TIME: Final = 20.0  # seconds; after this only the smallest size of the buckets that are left
 MAX_BYTES: Final = 256 << 20  # of one batch's inputs
 FALLING: Final = 0.8  # a rung with less than this part of the best throughput ends the ladder
+NEAR_BEST: Final = 0.96  # of the highest throughput, as the scheduler has it
 GUESSES: Final = (16, 1, 64, 224)
 """Lengths tried for free dimensions when there are no buckets."""
 
@@ -155,8 +156,8 @@ def median_time(
 
 
 def best_size(measurements: Sequence[Measurement]) -> tuple[int, float]:
-    """The smallest size within 5 % of the best throughput of one bucket, and its seconds; (0, 0) of nothing."""
+    """The smallest size within 4 % of the best throughput of one bucket, and its seconds; (0, 0) of nothing."""
     if not measurements:
         return 0, 0.0
     most = max(rows / seconds for _, rows, seconds in measurements)
-    return next((rows, seconds) for _, rows, seconds in sorted(measurements) if rows / seconds >= 0.95 * most)
+    return next((rows, seconds) for _, rows, seconds in sorted(measurements) if rows / seconds >= NEAR_BEST * most)

@@ -1,4 +1,4 @@
-"""Who has a result, once a batch went well.
+"""Who has a result, once a batch went well, and what it tells about costs.
 
 A request that ran in one batch has it at once, one that ran in several when the last of them is done. A result that is
 there after the deadline is nobody's. (`bisection` sees to batches that failed.)
@@ -10,6 +10,7 @@ from forebay_server.errors import DeadlineExpired
 from forebay_server.scheduling.events import DONE, OK, SERVED
 from forebay_server.scheduling.queue import Split
 from forebay_server.scheduling.request import Batch, Part, Request, State
+from forebay_server.scheduling.slots import Slot
 from forebay_server.scheduling.state import Books
 
 Piece = tuple[int, Any, int, int]
@@ -19,6 +20,15 @@ Completion = tuple[Request, int, list[Piece] | None]
 
 RUNNING = State.RUNNING
 SUCCEEDED = State.SUCCEEDED
+
+
+def learn(slot: Slot, batch: Batch, seconds: float, now: float) -> None:
+    """Notes what a batch has cost, in the engine and on its way to a worker and back."""
+    model = slot.model
+    model.confirmed = now
+    model.costs.observe(batch.lane.bucket, batch.padded_rows, seconds)
+    if slot.depth == 1 and not slot.inline:
+        model.learn_handling(now - batch.dispatched - seconds)
 
 
 def completions(books: Books, batch: Batch, outputs: Any, now: float) -> list[Completion]:

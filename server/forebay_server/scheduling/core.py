@@ -241,8 +241,7 @@ class Core:
         lane.batches += 1
         if isinstance(outcome, Succeeded):
             if not slot.for_jobs or not forming.online(books, now):  # Beside others it takes longer than by itself.
-                model.confirmed = now
-                model.costs.observe(lane.bucket, batch.padded_rows, seconds)
+                completing.learn(slot, batch, seconds, now)
             if lane.memory_cap:
                 bisection.recover(lane)
             if lane.batches < _FREE_RECKONING or lane.batches % _FREE_RECKONING == 0:

@@ -56,6 +56,8 @@ REQUEST_WORK = 9e-6
 system included (about, by CPU times of the small model of the bench)."""
 RECENT = 2.0
 """Seconds in which two batches of online requests say that more will come. One alone, as of a probe, does not."""
+TRIAL_EVERY = 32
+"""One batch in so many may be larger than is thought best."""
 DELAY_SLACK = 0.001
 """Seconds that a delayed batch starts before it would cost a deadline."""
 
@@ -149,11 +151,13 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
     policy = model.policy
     tier = lane.tiers[level]
     parts: list[Part] = []
-    cap = lane.cap
     if level is Level.ONLINE:
         books.online_at, books.online_before = now, books.online_at
+        cap = _tried(lane, tier, lane.cap, lane.trial_cap)
+    elif online(books, now):
+        cap = _job_cap(lane, tier)
     else:
-        cap = _job_cap(lane, tier) if online(books, now) else lane.backlog_cap
+        cap = _tried(lane, tier, lane.backlog_cap, lane.backlog_trial_cap)
     begins = now if slot.batch is None else max(now, slot.until)
     rows, full = _fill(books, tier, parts, 0, cap, now, begins)
     if not rows:
@@ -176,6 +180,11 @@ def _form(books: Books, slot: Slot, lane: Lane, level: Level, reason: Reason, no
     if full:
         reason = Reason.FULL
     return start(slot, Batch(slot.number, lane, parts, rows, padded, reason, predicted or None, now))
+
+
+def _tried(lane: Lane, tier: Tier, cap: int, trial: int) -> int:
+    """The most rows in this batch: now and then more than the cap, if so many wait, to learn whether that is better."""
+    return trial if cap < trial <= tier.rows and lane.batches % TRIAL_EVERY == 0 else cap
 
 
 def online(books: Books, now: float) -> bool:

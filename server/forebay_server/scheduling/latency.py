@@ -21,11 +21,16 @@ from typing import NamedTuple
 from forebay_server.scheduling.policy import Bucket
 
 CORRECTION = 0.05
+"""The part of the difference by which a batch corrects what is expected of its size. The first correct it by a quarter,
+a fifth and so on, since warm-up timed each size for a moment only."""
+_FIRST_CORRECTIONS = 4
 OUTLIER = 5.0
 OUTLIERS_BELIEVED = 8
 """So many outliers in a row are no hiccup."""
-BEST_WITHIN = 0.95
+BEST_WITHIN = 0.96
 """The best size has at least this part of the highest throughput."""
+TRIAL_WITHIN = 0.75
+"""A larger size is tried if it should have at least this part of the best one's: no measurement is further off."""
 MAX_BUCKETS = 1024
 """Costs are kept for so many buckets, the least recently learned are dropped."""
 MAX_RUNGS = 32
@@ -77,11 +82,12 @@ class _Ladder:
         low, high = sizes[above - 1], sizes[above]
         return fitted[above - 1] + (fitted[above] - fitted[above - 1]) * (rows - low) / (high - low)
 
-    def learn(self, rows: int, seconds: float, step: float) -> None:
+    def learn(self, rows: int, seconds: float, *, believed: bool) -> None:
+        """Corrects the rungs next to a size; `believed`: they are wrong altogether."""
         sizes = self.sizes
         above = bisect_left(sizes, rows)
         if above < len(sizes) and sizes[above] == rows:
-            self._correct(above, seconds, step)
+            self._correct(above, seconds, 1.0, believed=believed)
         elif (above in (0, len(sizes)) or rows & (rows - 1) == 0) and len(sizes) < MAX_RUNGS:
             # A size beyond the ladder, or a power of two within it, becomes a rung.
             sizes.insert(above, rows)
@@ -89,19 +95,20 @@ class _Ladder:
             self.corrections.insert(above, 1)
             self._fit()
         elif above == 0:
-            self._correct(0, seconds, step)
+            self._correct(0, seconds, 1.0, believed=believed)
         elif above == len(sizes):
-            self._correct(above - 1, self.raw[-1] * seconds / self.predict(rows), step)
+            self._correct(above - 1, self.raw[-1] * seconds / self.predict(rows), 1.0, believed=believed)
         else:
             ratio = seconds / self.predict(rows)
             nearness = (rows - sizes[above - 1]) / (sizes[above] - sizes[above - 1])
-            self._correct(above - 1, self.fitted[above - 1] * ratio, step * (1.0 - nearness))
-            self._correct(above, self.fitted[above] * ratio, step * nearness)
+            self._correct(above - 1, self.fitted[above - 1] * ratio, 1.0 - nearness, believed=believed)
+            self._correct(above, self.fitted[above] * ratio, nearness, believed=believed)
 
-    def _correct(self, index: int, seconds: float, step: float) -> None:
-        raw = self.raw
-        raw[index] = new = raw[index] + step * (seconds - raw[index])
-        self.corrections[index] += 1
+    def _correct(self, index: int, seconds: float, nearness: float, *, believed: bool) -> None:
+        raw, corrections = self.raw, self.corrections
+        step = 1.0 if believed else max(CORRECTION, 1.0 / (corrections[index] + _FIRST_CORRECTIONS))
+        raw[index] = new = raw[index] + nearness * step * (seconds - raw[index])
+        corrections[index] += 1
         if (
             not self.pooled
             and (index == 0 or raw[index - 1] <= new)
@@ -152,15 +159,15 @@ class CostModel:
         ladder.samples += 1
         ratio = seconds / predicted if predicted > 0.0 else 1.0
         ladder.tail = max(ratio, 1.0, ladder.tail * TAIL_DECAY)
-        step = CORRECTION
+        believed = False
         if ratio > OUTLIER:
             self.outliers += 1
             ladder.outliers_in_a_row += 1
             if ladder.outliers_in_a_row < OUTLIERS_BELIEVED:
                 return
-            step = 1.0
+            believed = True
         ladder.outliers_in_a_row = 0
-        ladder.learn(rows, seconds, step)
+        ladder.learn(rows, seconds, believed=believed)
 
     def best_size(
         self,
@@ -188,6 +195,21 @@ class CostModel:
         rates = [size / max(ladder.predict(size) + size * per_row + per_batch, 1e-12) for size in sizes]
         enough = within * max(rates)
         return next(size for size, rate in zip(sizes, rates, strict=True) if rate >= enough)
+
+    def trial_size(self, bucket: Bucket, size: int, limit: int) -> int:
+        """The rung above a size, or twice it, if it may be better than was measured; else the size itself.
+
+        Args:
+            bucket: The bucket.
+            size: Rows.
+            limit: The most rows.
+        """
+        ladder = self._ladders.get(bucket)
+        if ladder is None or size >= limit:
+            return size
+        more = min((rung for rung in ladder.sizes if rung > size), default=2 * size)
+        more = min(more, limit)
+        return more if more * ladder.predict(size) >= TRIAL_WITHIN * size * ladder.predict(more) else size
 
     def patience(self, bucket: Bucket, rows: int) -> float:
         """Seconds after which a batch is stuck: ten times the slowest of late, at least 5 s, and 30 s at first."""

@@ -244,6 +244,7 @@ class Lane:
 
     __slots__ = (
         "backlog_cap",
+        "backlog_trial_cap",
         "batches",
         "bucket",
         "cap",
@@ -258,6 +259,7 @@ class Lane:
         "parameters",
         "row_cost",
         "tiers",
+        "trial_cap",
     )
 
     def __init__(self, model: "Model", key: ModelKey, bucket: Bucket, parameters: Any) -> None:
@@ -274,9 +276,13 @@ class Lane:
         """Batches since the last change of `memory_cap`."""
         self.batches = 0
         self.cap = 1
-        """The most rows in a batch now. This and the next five are worked out by `state.reckon`."""
+        """The most rows in a batch now. This and the next seven are worked out by `state.reckon`."""
         self.backlog_cap = 1
         """The most rows in a batch of jobs while nobody else comes; not less than `cap`."""
+        self.trial_cap = 1
+        """The most rows in a batch that is to show whether a larger cap were better; not less than `cap`."""
+        self.backlog_trial_cap = 1
+        """Likewise of jobs while nobody else comes."""
         self.job_cap = 1
         """The most rows in a batch of jobs while online requests come, too."""
         self.cap_seconds = 0.0

@@ -43,6 +43,10 @@ JOB_HANDLING = 5e-6
 JOB_BATCH_HANDLING = 1e-4
 """Seconds that it spends on a batch of jobs, however many they are (by its time per job in batches of 27 and 105)."""
 
+_HANDLING_STEP = 0.05
+_HANDLING_MOST = 2e-3
+"""Seconds; what takes longer was a stall of the machine."""
+
 
 class Model:
     """One version of a model that is served."""
@@ -54,6 +58,7 @@ class Model:
         "cost",
         "costs",
         "fattest",
+        "handling",
         "held_bytes",
         "job_slots",
         "key",
@@ -99,6 +104,8 @@ class Model:
         """Rows that wait."""
         self.cost = 0.0
         """Engine seconds that they stand for."""
+        self.handling = 0.0
+        """Seconds that a batch takes on its way to a worker and back, besides the engine's."""
         self.held_bytes = 0
         self.margin = 1.0
         """How much longer requests wait than was predicted."""
@@ -116,6 +123,10 @@ class Model:
     def peers(self, slot: Slot) -> list[Slot]:
         """The usable instances of a slot's kind."""
         return self.usable_for_jobs if slot.for_jobs else self.usable
+
+    def learn_handling(self, seconds: float) -> None:
+        """A batch took so long besides the engine's time."""
+        self.handling += _HANDLING_STEP * (min(max(seconds, 0.0), _HANDLING_MOST) - self.handling)
 
 
 class Books:
@@ -335,15 +346,19 @@ def reckon(lane: Lane) -> None:
     model = lane.model
     policy, costs, bucket = model.policy, model.costs, lane.bucket
     most = policy.limit(policy.max_batch_size)
-    best = policy.best_batch_size or costs.best_size(bucket, most)
+    best = policy.best_batch_size or costs.best_size(bucket, most, per_batch=model.handling)
     backlog = policy.best_batch_size or costs.best_size(
-        bucket, most, per_row=JOB_HANDLING, per_batch=JOB_BATCH_HANDLING
+        bucket, most, per_row=JOB_HANDLING, per_batch=JOB_BATCH_HANDLING + model.handling
     )
-    best, backlog = min(best, most), min(max(best, backlog), most)
     if lane.memory_cap:
-        best, backlog = min(best, lane.memory_cap), min(backlog, lane.memory_cap)
+        most = min(most, lane.memory_cap)
+    best, backlog = min(best, most), min(max(best, backlog), most)
     lane.cap = cap = policy.limit(best)
     lane.backlog_cap = policy.limit(backlog)
+    lane.trial_cap, lane.backlog_trial_cap = lane.cap, lane.backlog_cap
+    if not policy.best_batch_size:
+        lane.trial_cap = policy.limit(costs.trial_size(bucket, lane.cap, most))
+        lane.backlog_trial_cap = policy.limit(costs.trial_size(bucket, lane.backlog_cap, most))
     lane.job_cap = policy.limit(costs.best_size(bucket, cap, within=JOBS_WITHIN, per_row=JOB_HANDLING))
     seconds = costs.predict(bucket, policy.padded(cap))
     if seconds is None:

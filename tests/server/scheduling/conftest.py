@@ -41,13 +41,19 @@ class Probe(Request):
 
 
 class World:
-    """One model in a core: base 10 ms and 1 ms per row, batches of up to 8 rows, unless it is told otherwise."""
+    """One model in a core: base 10 ms and 1 ms per row, batches of up to 8 rows, unless it is told otherwise.
 
-    def __init__(self, *, base=0.010, row=0.001, server=None, sizes=(1, 2, 4, 8, 16, 32), inline=False, **policy):
+    `costs` has seconds by rows instead.
+    """
+
+    def __init__(
+        self, *, base=0.010, row=0.001, costs=None, server=None, sizes=(1, 2, 4, 8, 16, 32), inline=False, **policy
+    ):
         self.base, self.row = base, row
         self.core = Core(server or ServerPolicy(), random=lambda: 0.5)
         self.policy = ModelPolicy(**({"max_batch_size": 8, "best_batch_size": 8} | policy))
-        self.costs = CostModel([(BUCKET, size, base + row * size) for size in sizes])
+        costs = costs or {size: base + row * size for size in sizes}
+        self.costs = CostModel([(BUCKET, size, seconds) for size, seconds in costs.items()])
         self.instances = self.core.add_model(KEY, self.policy, self.costs, 0.0, inline=inline)
 
     def lane(self, bucket=BUCKET, parameters=None):

@@ -210,7 +210,7 @@ def test_predictions_that_nothing_confirms_do_not_shut_a_model(world):
     batch = w.take(1.001)
     assert batch is not None
     w.finish(batch, 1.002, seconds=0.001)
-    assert w.costs.predict(((4,),), 1) == pytest.approx(0.0105)
+    assert w.costs.predict(((4,),), 1) == pytest.approx(0.011 - 0.010 / 4)
 
 
 def test_the_margin_follows_real_waits_and_falls_back(world):

@@ -410,6 +410,63 @@ def test_a_batch_of_jobs_is_larger_while_nobody_else_comes(world, forever):
     assert w.run() == [[online[0]], [online[1]], [jobs[0]], [jobs[1]]]
 
 
+def run_full(w, batches, seconds, level=Level.ONLINE):
+    """Runs so many batches while plenty waits, that take `seconds` of their rows; their rows."""
+    rows = []
+    for _ in range(batches):
+        for _ in range(32):
+            w.admit(level=level)
+        rows.append((batch := w.take()).rows)
+        w.finish(batch, 0.0, seconds=seconds(batch.rows))
+    return rows
+
+
+@pytest.mark.parametrize("level", Level)
+def test_a_wrong_measurement_does_not_keep_batches_small(world, level):
+    """Two rows seemed to take as long as one, and four no better: every 32nd batch has four, which tells the truth."""
+    w = world(costs={1: 0.011, 2: 0.011, 4: 0.025}, best_batch_size=0, max_batch_size=4)
+    rows = run_full(w, 160, lambda rows: 0.011, level)
+    assert rows == [4] + 31 * [2] + [4] + 15 * [2] + 112 * [4]
+
+
+def test_what_is_far_from_good_is_not_tried(world):
+    """Nor what was set."""
+    w = world(costs={1: 0.011, 2: 0.011, 4: 0.030}, best_batch_size=0, max_batch_size=4)
+    assert run_full(w, 64, lambda rows: 0.011) == 64 * [2]
+    w = world(base=0.0, best_batch_size=2)
+    assert run_full(w, 64, lambda rows: 0.001) == 64 * [2]
+
+
+def test_only_a_full_trial_is_one(world):
+    """Fewer rows than it wants: a usual batch."""
+    w = world(costs={1: 0.011, 2: 0.011, 4: 0.025}, best_batch_size=0, max_batch_size=4)
+    requests = [w.admit() for _ in range(3)]
+    assert w.run() == [requests[:2], requests[2:]]
+
+
+def test_the_way_to_a_worker_and_back_counts(world):
+    """Rows of 10 ms gain nothing by company in the engine; a millisecond per batch is worth sharing."""
+    w = world(base=0.0, row=0.010, best_batch_size=0)
+    lane = w.lane()
+    assert lane.cap == 1
+    for _ in range(200):
+        w.admit()
+        w.finish(w.take(0.0), 0.011, seconds=0.010)
+    assert lane.model.handling == pytest.approx(0.001, rel=1e-3)
+    assert lane.cap == 2
+    w.admit()
+    w.finish(w.take(0.0), 60.0, seconds=0.010)
+    assert lane.model.handling == pytest.approx(0.001 + 0.05 * 0.001, rel=1e-3)
+
+
+def test_in_the_dispatcher_there_is_no_way(world):
+    """What the dispatcher does between batches is not the worker's delay."""
+    w = world(base=0.0, row=0.010, best_batch_size=0, inline=True)
+    w.admit()
+    w.finish(w.take(0.0), 0.011, seconds=0.010)
+    assert w.lane().model.handling == 0.0
+
+
 def test_a_large_job_runs_whole_beside_online_requests(world, forever):
     """It is not cut below the usual cap, and those behind it wait for the next batch."""
     w = world(base=0.0001, row=0.002)

@@ -233,7 +233,7 @@ def test_costs_are_learned_from_jobs_while_no_online_requests_come(apart, foreve
 
     run_job(0.0)
     learned = w.costs.predict(((4,),), 8)
-    assert learned == pytest.approx(0.018 + 0.05 * 0.018)
+    assert learned == pytest.approx(0.018 + 0.018 / 4)
     for now in (1.0, 1.1):
         w.admit(now=now, rows=8)
         w.finish(w.take(now), now, seconds=learned)
