@@ -167,12 +167,9 @@ def submit(name: str, message: job_service_pb2.SubmitRequest) -> None:
         outbox.clear()
 
     measure(f"Submit, {name}: parse, validate, answer", whole)
-    if not message.request_id:
-        for _ in range(2):  # the second of its length is learned from
-            InferenceService(intake, outbox).predict(
-                (1, 7, 0, message.request.SerializeToString(), math.inf, PEER, None)
-            )
-        measure(f"Submit, {name}, after a template", whole)
+    for _ in range(2):  # the second of its length is learned from
+        InferenceService(intake, outbox).predict((1, 7, 0, message.request.SerializeToString(), math.inf, PEER, None))
+    measure(f"Submit, {name}, after a template", whole)
 
 
 def responses() -> None:

@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf import duration_pb2
 
@@ -21,7 +21,11 @@ from forebay_server.errors import InvalidRequest
 from forebay_server.jobs.store import Submit, Webhook
 from forebay_server.services.framing import MAX_SECONDS, length_at, seconds_of
 from forebay_server.services.intake import Intake, priority_of
+from forebay_server.services.templates import Template
 from forebay_server.services.validation import MAX_REQUEST_ID
+
+if TYPE_CHECKING:
+    from _hashlib import HASH
 
 MAX_EXPIRE_AFTER: Final = 10 * 365.25 * 86_400.0
 """Seconds, 10 years: a job that nobody needs before is a mistake."""
@@ -101,7 +105,7 @@ class Submissions:
             os.urandom(16).hex(),
             tenant,
             request_id,
-            fingerprint(_parse(payload) if message is None else message) if request_id else b"",
+            b"" if not request_id else fingerprint(message) if template is None else _like(template, payload),
             model,
             version,
             priority,
@@ -178,6 +182,17 @@ def fingerprint(message: inference_pb2.PredictRequest) -> bytes:
     the next, and fields that this server does not know must not count. Its head is a Python literal, which can be read
     in one way only and has the length of everything that follows.
     """
+    digest = heading(message)
+    for tensor in message.inputs:
+        if tensor.data:
+            digest.update(tensor.data)
+        if tensor.numbers:
+            digest.update(struct.pack(f"<{len(tensor.numbers)}d", *tensor.numbers))
+    return digest.digest()
+
+
+def heading(message: inference_pb2.PredictRequest) -> "HASH":
+    """A SHA-256 that has seen the head of a fingerprint, and not yet data and numbers."""
     head = (
         message.model,
         message.version,
@@ -200,12 +215,15 @@ def fingerprint(message: inference_pb2.PredictRequest) -> bytes:
         if message.parameters
         else [],
     )
-    digest = sha256(ascii(head).encode())
-    for tensor in message.inputs:
-        if tensor.data:
-            digest.update(tensor.data)
-        if tensor.numbers:
-            digest.update(struct.pack(f"<{len(tensor.numbers)}d", *tensor.numbers))
+    return sha256(ascii(head).encode())
+
+
+def _like(template: Template, payload: bytes) -> bytes:
+    """The fingerprint of a message that follows a template: only the data of its one input is its own."""
+    if template.heading is None:
+        template.heading = heading(_parse(payload))
+    digest: HASH = template.heading.copy()
+    digest.update(payload[template.offset : template.end])
     return digest.digest()
 
 

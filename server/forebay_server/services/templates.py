@@ -38,7 +38,19 @@ _ID_TAG = inference_pb2.PredictRequest(request_id="x").SerializeToString()[0]
 class Template:
     """A kind of message, and the request that one of them became."""
 
-    __slots__ = ("alike", "end", "example", "id_length", "length", "model", "offset", "prefix", "served", "version")
+    __slots__ = (
+        "alike",
+        "end",
+        "example",
+        "heading",
+        "id_length",
+        "length",
+        "model",
+        "offset",
+        "prefix",
+        "served",
+        "version",
+    )
 
     def __init__(
         self, prefix: bytes, size: int, message: inference_pb2.PredictRequest, served: Any, example: Any, *, plain: bool
@@ -59,6 +71,8 @@ class Template:
         """The request, without its data."""
         self.alike = example if plain else None
         """What requests that follow it have in common if their responses differ in the data of one row only."""
+        self.heading: Any = None
+        """What their fingerprints have in common, once somebody has worked it out (`submissions.heading`)."""
 
     def leading(self, bodies: Sequence[bytes]) -> int:
         """How many of the first of some messages follow it."""

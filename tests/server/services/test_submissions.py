@@ -104,6 +104,21 @@ def test_a_template_gives_the_same_job(house, submissions, request_for):
     assert followed.priority == 3
 
 
+def test_a_template_tells_payloads_apart(house, submissions, request_for):
+    """The fingerprint of what follows one is that of the message, for each message."""
+    messages = [request_for([float(number), 2.0], request_id=f"ab{number}") for number in range(4)]
+    for call in range(2):
+        house.predict(call, messages[0].SerializeToString())
+
+    jobs = [
+        submissions.read(Request(request=message, request_id="key").SerializeToString(), "t") for message in messages
+    ]
+
+    assert all(house.intake.match(message.SerializeToString()) for message in messages)
+    assert [job.fingerprint for job in jobs] == [fingerprint(message) for message in messages]
+    assert len({job.fingerprint for job in jobs}) == 4
+
+
 def test_ttl_is_cut(submissions, request_for):
     """The operator's maximum is the most."""
     assert submissions.read(Request(request=request_for(), ttl=seconds(10**9)).SerializeToString(), "").ttl == 3600.0
