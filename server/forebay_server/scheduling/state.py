@@ -44,6 +44,7 @@ JOB_BATCH_HANDLING = 1e-4
 """Seconds that it spends on a batch of jobs, however many they are (by its time per job in batches of 27 and 105)."""
 
 _HANDLING_STEP = 0.05
+"""The part of the difference by which a batch corrects it."""
 _HANDLING_MOST = 2e-3
 """Seconds; what takes longer was a stall of the machine."""
 

@@ -9,13 +9,13 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from itertools import repeat
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from forebay.v1 import inference_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError, MessageTooLarge
 from forebay_server.scheduling.events import DONE, JOB, NOBODY, OK, REFUSED
-from forebay_server.scheduling.request import Level, Priority, Request
+from forebay_server.scheduling.request import Level, Priority
 from forebay_server.services.codec import (
     Encoder,
     echoed_id_part,
@@ -23,72 +23,17 @@ from forebay_server.services.codec import (
     request_id_part,
 )
 from forebay_server.services.pending import Inference
+from forebay_server.services.ports import Catalogue, Scheduler, Served, Shapes
 from forebay_server.services.templates import Template, Templates
 from forebay_server.services.validation import Rules, check_name, validate
-from forebay_server.tensors import ModelSpec
 from forebay_server.wire.port import Metadata, Peer
 
 MAX_SHAPES: Final = 1024
 """Distinct shapes per model version whose queue is remembered."""
 
-Shapes = tuple[tuple[int, ...], ...]
 Event = tuple[Any, ...]
 
 _PRIORITIES = {priority: int(priority) for priority in Priority}
-
-
-class Served(Protocol):
-    """One version of a model; `models.served.Served`."""
-
-    name: str
-    version: int
-    key: tuple[str, int]
-    state: Any
-    """Numbered as in the contract."""
-    state_message: str
-    spec: ModelSpec
-    config: Any
-    """A `config.tree.ModelConfig`."""
-
-    def bucket_of(self, shapes: Shapes) -> Shapes:
-        """The bucket for the shapes of a request's inputs, each without the batch dimension.
-
-        Raises:
-            InvalidRequest: No bucket is large enough.
-        """
-
-
-class Catalogue(Protocol):
-    """Who knows the models; `models.catalogue.Catalogue`."""
-
-    def resolve(self, name: str, version: str) -> Served:
-        """Finds the version that a caller means, which is ready.
-
-        Raises:
-            ModelNotFound: There is no such model.
-            VersionNotFound: It has no such version or label.
-            ModelLoading: It is not ready yet.
-            ModelFailed: It failed to load, or is unloaded.
-        """
-
-
-class Scheduler(Protocol):
-    """Who runs requests; `scheduling.core.Core`, or the runner around it."""
-
-    def lane(self, key: tuple[str, int], bucket: Shapes, parameters: Any) -> Any:
-        """The queue for a model version, bucket and parameters, or a `ForebayError`."""
-
-    def admit(self, request: Request, now: float) -> ForebayError | None:
-        """Takes a request in, or says why not."""
-
-    def admit_alike(self, requests: Sequence[Request], now: float) -> list[tuple[Request, ForebayError]]:
-        """Takes in requests that differ in their data only, as `admit` would one after the other; those refused."""
-
-    def cancel(self, request: Request, now: float) -> bool:
-        """Drops a request; whether it was still waiting."""
-
-    def outage(self, key: tuple[str, int]) -> ForebayError | None:
-        """Why a model version runs nothing now; None if it does."""
 
 
 class Plan:

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from forebay.v1 import model_pb2, model_service_pb2, tensor_pb2
 from forebay_server import errors
 from forebay_server.errors import ForebayError, InvalidRequest
-from forebay_server.services.intake import Served
+from forebay_server.services.ports import Served
 from forebay_server.services.service import Endpoint, Outbox, Service
 from forebay_server.services.statistics import Accounts, ServerFigures, server_statistics
 from forebay_server.services.status import failure, internal

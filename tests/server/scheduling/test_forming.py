@@ -411,13 +411,13 @@ def test_a_batch_of_jobs_is_larger_while_nobody_else_comes(world, forever):
 
 
 def run_full(w, batches, seconds, level=Level.ONLINE):
-    """Runs so many batches while plenty waits, that take `seconds` of their rows; their rows."""
+    """Runs so many batches while plenty waits, each of which takes so long; their rows."""
     rows = []
     for _ in range(batches):
         for _ in range(32):
             w.admit(level=level)
         rows.append((batch := w.take()).rows)
-        w.finish(batch, 0.0, seconds=seconds(batch.rows))
+        w.finish(batch, 0.0, seconds=seconds)
     return rows
 
 
@@ -425,16 +425,16 @@ def run_full(w, batches, seconds, level=Level.ONLINE):
 def test_a_wrong_measurement_does_not_keep_batches_small(world, level):
     """Two rows seemed to take as long as one, and four no better: every 32nd batch has four, which tells the truth."""
     w = world(costs={1: 0.011, 2: 0.011, 4: 0.025}, best_batch_size=0, max_batch_size=4)
-    rows = run_full(w, 160, lambda rows: 0.011, level)
+    rows = run_full(w, 160, 0.011, level)
     assert rows == [4] + 31 * [2] + [4] + 15 * [2] + 112 * [4]
 
 
 def test_what_is_far_from_good_is_not_tried(world):
     """Nor what was set."""
     w = world(costs={1: 0.011, 2: 0.011, 4: 0.030}, best_batch_size=0, max_batch_size=4)
-    assert run_full(w, 64, lambda rows: 0.011) == 64 * [2]
+    assert run_full(w, 64, 0.011) == 64 * [2]
     w = world(base=0.0, best_batch_size=2)
-    assert run_full(w, 64, lambda rows: 0.001) == 64 * [2]
+    assert run_full(w, 64, 0.001) == 64 * [2]
 
 
 def test_only_a_full_trial_is_one(world):
