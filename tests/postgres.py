@@ -14,7 +14,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -26,6 +25,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+
+from tests.waiting import free_port
 
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -64,9 +65,7 @@ class Postgres:
             # Not by arguments of `subprocess`: with these it forks, and gRPC's handlers may end the child.
             self._as = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--"]
         self._bin = self._reachable(programs())
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         password = folder / "password"
         password.write_text(self.PASSWORD)
         password.chmod(0o644)
@@ -153,6 +152,8 @@ class Postgres:
 
     def _family(self) -> list[int]:
         assert self._process
+        if self._process.poll() is not None:
+            return []
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         return [self._process.pid, *map(int, children)]
 

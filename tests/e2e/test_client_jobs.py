@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from forebay_server.cli import main
 from forebay_server.config.tree import BatchingConfig, ExposureConfig, JobsConfig
 from tests.clients.surfaces import AsyncSurface, SyncSurface
 from tests.serving import row, synthetic
-from tests.waiting import eventually
+from tests.waiting import eventually, free_port
 
 BOTH = pytest.mark.parametrize("via", ["jobs", "stream"])
 
@@ -40,9 +39,7 @@ def connect(request):
 @pytest.fixture
 def immortal(process, tmp_path):
     """A server with jobs on one port; called again, it is killed with SIGKILL and started anew."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     running = []
 
     def start(*arguments):

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from forebay.v1 import inference_pb2, tensor_pb2
 from forebay_client import Client, ForebayError
 from tests.serving import request_of, row
-from tests.waiting import eventually
+from tests.waiting import eventually, free_port
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -266,9 +265,7 @@ def stuck_pipe():
 def test_a_log_that_nobody_reads_holds_nobody_up(front_end, stuck_pipe, tmp_path):
     """The server starts, answers, refuses and drains, with a stderr on which no byte can be written."""
     control = subprocess.Popen([sys.executable, "-c", "import os; os.write(2, b'x')"], stderr=stuck_pipe)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     server = subprocess.Popen(
         [
             *(sys.executable, "-m", "forebay_server", "serve", "synthetic:base_ms=1", "--name", "model"),

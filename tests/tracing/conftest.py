@@ -26,7 +26,7 @@ from forebay_server.config.tree import (
     TracingConfig,
 )
 from tests.serving import Caller, Process
-from tests.waiting import eventually
+from tests.waiting import eventually, free_port
 
 NATIVE = importlib.util.find_spec("forebay_native") is not None
 
@@ -271,6 +271,4 @@ def silent() -> Iterator[str]:
 @pytest.fixture
 def nobody() -> str:
     """Where nothing listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
