@@ -11,8 +11,9 @@ from forebay_server.telemetry import jobs, names
 from forebay_server.telemetry.statistics import Statistics
 from forebay_server.telemetry.tallies import Tallies
 
-ABSORB_AT: Final = 512
-"""Events that may wait to be added up."""
+ABSORB_AT: Final = 128
+"""Events that may wait to be added up: 0.3 ms of a busy server. With 512 it is a third less in all, but 1.1 ms at a time,
+which is felt in the p99 of small models."""
 ABSORB_JOBS_AT: Final = 32
 """Of jobs: one of these may stand for a hundred jobs, and callers wait meanwhile."""
 
