@@ -11,8 +11,9 @@
    one that would make the batch so small that the engine is wasted, and one whose batch must not take a little longer
    than predicted: another will be in time for certain.
 5. Slots between the batch and the size that it is padded to are free: jobs get them. While online requests come, a
-   batch of jobs alone is no larger than its throughput needs (`Lane.job_cap`): who comes then waits for it. Otherwise
-   it may be larger than others (`Lane.backlog_cap`), because a batch costs the dispatcher something, too.
+   batch of jobs alone is no larger than its throughput needs, and not much longer than one of a single row
+   (`Lane.job_cap`): who comes then waits for it. Otherwise it may be larger than others (`Lane.backlog_cap`), because
+   a batch costs the dispatcher something, too.
 6. With a delay, a lane that is not full yet is left until its oldest request has waited that long, and not if that
    would cost a deadline.
 7. An instance of some depth gets a batch behind the one that it runs: at once if that will be full, else when the one
@@ -32,7 +33,7 @@ from forebay_server.scheduling.bisection import rerun
 from forebay_server.scheduling.queue import Lane, Queue, Split, Tier
 from forebay_server.scheduling.request import Batch, Level, Part, Reason, Request, State
 from forebay_server.scheduling.slots import Slot, start
-from forebay_server.scheduling.state import DOUBT, NOISE, TRUST, Books, Model, leave, seconds_of
+from forebay_server.scheduling.state import DOUBT, NOISE, TRUST, Books, Model, largest_within, leave, seconds_of
 
 WAITING = State.WAITING
 RUNNING = State.RUNNING
@@ -347,18 +348,7 @@ def _fits(lane: Lane, request: Request, cap: int, noise: float, now: float, begi
     trusted = now - lane.model.confirmed <= TRUST
     if seconds_of(lane, least) * (1.0 if trusted else DOUBT) > left:
         return 0
-    return _largest(lane, least, cap, left)
-
-
-def _largest(lane: Lane, least: int, most: int, seconds: float) -> int:
-    """The largest batch between two sizes that takes no more than so long; `least` if none does."""
-    while least < most:  # The costs are monotone.
-        middle = (least + most + 1) // 2
-        if seconds_of(lane, middle) <= seconds:
-            least = middle
-        else:
-            most = middle - 1
-    return least
+    return largest_within(lane, least, cap, left)
 
 
 def _too_dear(queue: Queue, fits: int, cap: int, now: float) -> bool:
@@ -370,7 +360,7 @@ def _too_dear(queue: Queue, fits: int, cap: int, now: float) -> bool:
     """
     lane = queue.lane
     newest = queue.line[-1] if queue.line else queue.early[0][2]
-    usual = _largest(lane, 1, cap, 0.5 * (newest.deadline - now))
+    usual = largest_within(lane, 1, cap, 0.5 * (newest.deadline - now))
     if fits >= usual:
         return False
     return fits * seconds_of(lane, usual) < DEAR * usual * seconds_of(lane, fits)

@@ -38,6 +38,9 @@ _SWEEP_AT = 256
 JOBS_WITHIN = 0.9
 """Of the most jobs per second: what is left of it while online requests come, because each waits for the batch of jobs
 that runs."""
+JOB_LENGTH = 2.25
+"""So many times as long as a batch of one row may one of jobs take meanwhile, handling included: a little more than two
+rows do that gain nothing by their company. So who comes waits about as long as for two others."""
 JOB_HANDLING = 5e-6
 """Seconds that the dispatcher spends on a job besides its batch (about, by a profile); it answers nobody meanwhile."""
 JOB_BATCH_HANDLING = 1e-4
@@ -348,9 +351,8 @@ def reckon(lane: Lane) -> None:
     policy, costs, bucket = model.policy, model.costs, lane.bucket
     most = policy.limit(policy.max_batch_size)
     best = policy.best_batch_size or costs.best_size(bucket, most, per_batch=model.handling)
-    backlog = policy.best_batch_size or costs.best_size(
-        bucket, most, per_row=JOB_HANDLING, per_batch=JOB_BATCH_HANDLING + model.handling
-    )
+    handling = JOB_BATCH_HANDLING + model.handling
+    backlog = policy.best_batch_size or costs.best_size(bucket, most, per_row=JOB_HANDLING, per_batch=handling)
     if lane.memory_cap:
         most = min(most, lane.memory_cap)
     best, backlog = min(best, most), min(max(best, backlog), most)
@@ -360,7 +362,6 @@ def reckon(lane: Lane) -> None:
     if not policy.best_batch_size:
         lane.trial_cap = policy.limit(costs.trial_size(bucket, lane.cap, most))
         lane.backlog_trial_cap = policy.limit(costs.trial_size(bucket, lane.backlog_cap, most))
-    lane.job_cap = policy.limit(costs.best_size(bucket, cap, within=JOBS_WITHIN, per_row=JOB_HANDLING))
     seconds = costs.predict(bucket, policy.padded(cap))
     if seconds is None:
         lane.cap_seconds = lane.one_seconds = 0.0
@@ -369,6 +370,9 @@ def reckon(lane: Lane) -> None:
         lane.cap_seconds = seconds
         lane.one_seconds = costs.predict(bucket, policy.padded(1)) or 0.0
         lane.row_cost = max(seconds / cap, 1e-9)
+    job_cap = costs.best_size(bucket, cap, within=JOBS_WITHIN, per_row=JOB_HANDLING)
+    longest = JOB_LENGTH * (lane.one_seconds + handling) - handling
+    lane.job_cap = policy.limit(largest_within(lane, 1, job_cap, longest))
 
 
 def seconds_of(lane: Lane, rows: int) -> float:
@@ -379,3 +383,14 @@ def seconds_of(lane: Lane, rows: int) -> float:
         return lane.cap_seconds
     model = lane.model
     return model.costs.predict(lane.bucket, model.policy.padded(rows)) or 0.0
+
+
+def largest_within(lane: Lane, least: int, most: int, seconds: float) -> int:
+    """The largest batch between two sizes that is predicted to take no more than so long; `least` if none does."""
+    while least < most:  # The costs are monotone.
+        middle = (least + most + 1) // 2
+        if seconds_of(lane, middle) <= seconds:
+            least = middle
+        else:
+            most = middle - 1
+    return least

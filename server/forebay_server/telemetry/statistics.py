@@ -5,7 +5,7 @@ the whole list to `Statistics.absorb` now and then, in the dispatcher's thread. 
 Every label has a bounded number of values, whatever callers do. Nothing here decides.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from math import ceil, log2
@@ -107,6 +107,27 @@ class ModelFigures:
         self.compute_time.record_all(took)
         self.accuracy.record_all([real / thought for real, thought in zip(took, predicted, strict=True) if thought])
 
+    def durations(self, method: int, times: "_Times") -> None:
+        """Requests of a method have ended, those of `SERVED` events well; the others are counted by `ended`."""
+        waited, took = self.queue_time, self.request_times[method]
+        waited.record_all(times.waited)
+        took.record_all(times.took)
+        if not times.served:
+            return
+        _, _, _, began, ended, arrivals = zip(*times.served, strict=True)
+        counts = list(map(len, arrivals))
+        requests = sum(counts)
+        self.ended(method, OK, requests)
+        if requests >= _MANY:
+            flat = np.fromiter(chain.from_iterable(arrivals), float, requests)
+            waited.record_all(np.repeat(began, counts) - flat)
+            took.record_all(np.repeat(ended, counts) - flat)
+            return
+        for start, end, those in zip(began, ended, arrivals, strict=True):
+            for arrival in those:
+                waited.record(start - arrival)
+                took.record(end - arrival)
+
     def ended(self, method: int, outcome: str, requests: int) -> None:
         """So many requests have ended alike."""
         outcomes = self.outcomes_by[method]
@@ -148,27 +169,6 @@ class _Times:
         self.waited: list[float] = []
         self.took: list[float] = []
 
-    def record(self, waited: Histogram, took: Histogram) -> int:
-        """Adds them up. How many requests the events stand for."""
-        if self.took:
-            waited.record_all(self.waited)
-            took.record_all(self.took)
-        if not self.served:
-            return 0
-        _, _, _, began, ended, arrivals = zip(*self.served, strict=True)
-        counts = list(map(len, arrivals))
-        requests = sum(counts)
-        if requests >= _MANY:
-            flat = np.fromiter(chain.from_iterable(arrivals), float, requests)
-            waited.record_all(np.repeat(began, counts) - flat)
-            took.record_all(np.repeat(ended, counts) - flat)
-        else:
-            for start, end, those in zip(began, ended, arrivals, strict=True):
-                for arrival in those:
-                    waited.record(start - arrival)
-                    took.record(end - arrival)
-        return requests
-
 
 class Statistics:
     """The figures of all models.
@@ -193,21 +193,15 @@ class Statistics:
 
     def absorb(self, events: Iterable[Event]) -> None:
         """Adds up events."""
-        batches: dict[ModelKey, list[Event]] = {}
-        durations: dict[tuple[ModelKey, int], _Times] = {}
+        batches: defaultdict[ModelKey, list[Event]] = defaultdict(list)
+        durations: defaultdict[tuple[ModelKey, int], _Times] = defaultdict(_Times)
         for event in events:
             kind = event[0]
             key = event[1]
             if kind == SERVED:
-                times = durations.get((key, event[2]))
-                if times is None:
-                    times = durations[key, event[2]] = _Times()
-                times.served.append(event)
+                durations[key, event[2]].served.append(event)
             elif kind == BATCH:
-                those = batches.get(key)
-                if those is None:
-                    those = batches[key] = []
-                those.append(event)
+                batches[key].append(event)
             else:
                 figures = self._figures(key)
                 if figures is not None:
@@ -219,9 +213,7 @@ class Statistics:
         for (key, method), times in durations.items():
             figures = self._figures(key)
             if figures is not None:
-                requests = times.record(figures.queue_time, figures.request_times[method])
-                if requests:
-                    figures.ended(method, OK, requests)
+                figures.durations(method, times)
 
     def _figures(self, key: ModelKey) -> ModelFigures | None:
         """Those of a version; None if too many are kept."""
@@ -231,13 +223,13 @@ class Statistics:
         return figures
 
     def _absorb_single(
-        self, event: Event, figures: ModelFigures, durations: dict[tuple[ModelKey, int], _Times]
+        self, event: Event, figures: ModelFigures, durations: defaultdict[tuple[ModelKey, int], _Times]
     ) -> None:
         """Adds up an event of one request."""
         match event:
             case (kind, key, method, outcome, queued, total) if kind == DONE:
                 figures.ended(method, outcome if outcome in self._codes else UNKNOWN, 1)
-                times = durations.setdefault((key, method), _Times())
+                times = durations[key, method]
                 times.waited.append(queued)
                 times.took.append(total)
             case (kind, _, method, reason, tenant) if kind == REFUSED:
