@@ -478,6 +478,30 @@ def test_a_large_job_runs_whole_beside_online_requests(world, forever):
     assert w.run() == [[online], [large], [small]]
 
 
+@pytest.mark.parametrize(
+    ("costs", "cap"),
+    [
+        ({1: 0.0030, 2: 0.0050, 3: 0.0070, 4: 0.0080, 8: 0.0120}, 2),  # 2.25 * 3.1 ms less 0.1 are 6.9
+        ({1: 0.0040, 2: 0.0050, 3: 0.0070, 4: 0.0080, 5: 0.0095, 8: 0.0120}, 4),  # 9.1 ms
+        ({1: 0.0056, 2: 0.0060, 3: 0.0070, 4: 0.0080, 8: 0.0120}, 8),  # 12.7 ms
+    ],
+)
+def test_a_batch_of_jobs_is_not_much_longer_than_one_row_beside_online_requests(world, forever, costs, cap):
+    """Though a longer one would do more of them; by themselves they have it."""
+    w = world(costs=costs, best_batch_size=0)
+    for _ in range(8):
+        w.admit(level=Level.JOB, deadline=forever)
+    batch = w.take()
+    assert batch.rows == 8
+    w.finish(batch, 0.0, seconds=costs[8])
+    for _ in range(2):
+        w.admit()
+        w.finish(w.take(), 0.0, seconds=costs[1])
+    for _ in range(8):
+        w.admit(level=Level.JOB, deadline=forever)
+    assert w.take().rows == cap
+
+
 def test_a_delay_waits_for_company_until_the_oldest_has_waited_that_long(world):
     """DELAY, at the exact instant; the wake-up says when."""
     w = world(max_delay=0.005)
