@@ -341,7 +341,7 @@ bench: env loadgen ghz ## Measure everything beside other servers (three quarter
 	$(BIN)/python -m bench.run $(BENCH)
 
 .PHONY: bench-quick
-bench-quick: env loadgen ghz ## The same in five minutes, for a first look
+bench-quick: env loadgen ghz ## The same in seven minutes, for a first look
 	$(BIN)/python -m bench.run --quick $(BENCH)
 
 .PHONY: gpu-check

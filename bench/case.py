@@ -7,6 +7,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from bench import generator, models
 from bench.errors import BenchError
 from bench.report import Sample
 from bench.server import COLUMNS, ROOT, Server
+from bench.windows import Window, quiet, together
 
 SMALL, MEDIUM, LARGE = "small", "medium", "large-message"
 PEER_MAX_BATCH = {SMALL: 128, MEDIUM: 8, LARGE: 32}
 """The peers are told what Forebay finds out by measuring: larger batches of the medium model only take longer."""
+WINDOW_WARM_UP = 0.25
+"""Seconds before each window."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +123,27 @@ def loaded(bench: Bench, server: Server, case: str, load: str, repeat: int, call
     }
     detail = {key: report[key] for key in ("latency_ms", "send_lag_ms", "by_status", "by_reason", "series")}
     detail["batch_sizes"] = dict(sorted(sizes.items()))
+    return Sample(case=case, column=server.column.key, load=load, repeat=repeat, metrics=figures, detail=detail)
+
+
+def windowed(
+    bench: Bench, server: Server, case: str, load: str, repeat: int, calls: Path, *, count: int, **options: Any
+) -> Sample:
+    """A load in so many short windows, each with other arrivals, which are the same in each load of a repeat.
+
+    `p99_ms` is that of a quiet window (see `windows`), all other figures are medians.
+    """
+    bench.say(f"{case}: {server.column.title}, {load}")
+    found: list[Window] = []
+    reasons: Counter[str] = Counter()
+    for number in range(count):
+        seed = repeat * count + number + 1
+        report = bench.load(server.target, calls, **options, warm_up=WINDOW_WARM_UP, seed=seed, buckets=True)
+        found.append(Window(figures_of(report), report["latency_buckets"]))
+        reasons.update(report["by_reason"])
+    bench.step()
+    figures = together(found) | {"p99_ms": quiet([window["p99_ms"] for window in found], more_is_better=False)}
+    detail = {"windows": [dict(window.figures) for window in found], "by_reason": dict(reasons)}
     return Sample(case=case, column=server.column.key, load=load, repeat=repeat, metrics=figures, detail=detail)
 
 

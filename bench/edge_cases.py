@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from bench.case import SMALL, Bench, loaded
+from bench.case import SMALL, Bench, loaded, windowed
 from bench.envoy import sidecar as run_sidecar
 from bench.errors import BenchError
 from bench.report import Sample
@@ -24,6 +24,8 @@ FAULT_CONNECTIONS: Final = 32
 """Of each kind."""
 FAULT_RATE: Final = 0.3
 """What is offered beside them, of the closed-loop rate."""
+FAULT_WINDOWS: Final = 3.0
+"""Of a second each, by the length of the bench's other measurements."""
 CLEAN, FAULTY = "alone", "beside faults"
 STOPPED_WITHIN: Final = 20.0  # seconds
 
@@ -71,9 +73,11 @@ def faults(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     calls = bench.files(SMALL).calls
     with bench.server(column, SMALL) as server:
         rate = FAULT_RATE * bench.load(server.target, calls, in_flight=32)["rps"]
+        count = max(2, round(bench.seconds * FAULT_WINDOWS))
+        shape: dict[str, Any] = {"count": count, "seconds": 1.0, "rate": rate, "deadline_ms": 2000}
         for load in (CLEAN, FAULTY) if repeat % 2 == 0 else (FAULTY, CLEAN):
             with _faults(bench, server.target) if load == FAULTY else contextlib.nullcontext():
-                yield loaded(bench, server, "faults", load, repeat, calls, rate=rate, deadline_ms=2000)
+                yield windowed(bench, server, "faults", load, repeat, calls, **shape)
 
 
 @contextlib.contextmanager

@@ -14,14 +14,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from bench.case import MEDIUM, SMALL, Bench, loaded, python
+from bench.case import MEDIUM, SMALL, WINDOW_WARM_UP, Bench, loaded, python, windowed
 from bench.errors import BenchError
 from bench.report import Sample
 from bench.server import ROOT, Server
 
 SUBMIT_LOADS = (32, 128)
-BESIDE = {SMALL: 0.3, MEDIUM: 0.3}
-"""What is offered to a server beside its jobs, of its closed-loop rate, by model."""
+BESIDE = 0.3
+"""What is offered to a server beside its jobs, of its closed-loop rate."""
+BESIDE_WINDOWS = {SMALL: (3.0, 1.0), MEDIUM: (2.0, 3.0)}
+"""By model: windows, by the length of the bench's other measurements, and how many seconds each has: some hundred
+requests at the least."""
 PROGRESS = (0.05, 0.95)
 """The part of a backlog over which its rate is measured."""
 LONGEST_DRAIN = 300.0  # seconds
@@ -151,10 +154,12 @@ def _check(bench: Bench, store: str) -> None:
 
 def beside(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     """Latency of `Predict` without jobs and with more of them than can be done meanwhile."""
-    for model, fraction in BESIDE.items():
+    for model, (per_second, seconds) in BESIDE_WINDOWS.items():
         calls = bench.files(model).calls
+        count = max(2, round(bench.seconds * per_second))
         with sqlite() as store, bench.server(column, model, "--jobs", store) as server:
-            rate = fraction * bench.load(server.target, calls, in_flight=32)["rps"]
+            rate = BESIDE * bench.load(server.target, calls, in_flight=32)["rps"]
+        shape = {"count": count, "seconds": seconds, "rate": rate, "deadline_ms": 2000}
         # Another one begins each time, so that none is always the first on a cool machine.
         for jobs in (0, bench.jobs) if repeat % 2 == 0 else (bench.jobs, 0):
             with sqlite() as store:
@@ -164,10 +169,10 @@ def beside(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
                 load = f"{model}, {'a backlog' if jobs else 'no jobs'}"
                 with bench.server(column, model, "--jobs", store) as server:
                     before, began = server.successes(), time.monotonic()
-                    sample = loaded(bench, server, "beside", load, repeat, calls, rate=rate, deadline_ms=2000)
-                    seconds = time.monotonic() - began
-                    done = server.successes() - before - rate * (bench.seconds + bench.warm_up)
-                    figures = sample.metrics | {"offered_rps": rate, "jobs_per_s": done / seconds if jobs else 0.0}
+                    sample = windowed(bench, server, "beside", load, repeat, calls, **shape)
+                    took = time.monotonic() - began
+                    done = server.successes() - before - rate * count * (seconds + WINDOW_WARM_UP)
+                    figures = sample.metrics | {"offered_rps": rate, "jobs_per_s": done / took if jobs else 0.0}
                     figures["batch_ms"] = server.longest_batch() * 1e3
                     if jobs and done > 0.9 * jobs:
                         raise BenchError(f"{load}: the backlog was worked off meanwhile")

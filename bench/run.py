@@ -84,7 +84,7 @@ def steps(chosen: Sequence[Case], repeats: int) -> int:
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bench", description="Measure Forebay beside other gRPC servers.")
-    parser.add_argument("--quick", action="store_true", help="five minutes: one short repeat of everything")
+    parser.add_argument("--quick", action="store_true", help="seven minutes: one short repeat of everything")
     parser.add_argument("--only", default="", help=f"cases, comma-separated: {', '.join(cases.CASES)}")
     parser.add_argument("--columns", default=",".join(COLUMNS), help="servers, comma-separated (default: all)")
     parser.add_argument("--repeats", type=int, help="how often each case is measured")

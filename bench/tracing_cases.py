@@ -3,8 +3,9 @@
 Each load has a server of its own, with other settings. Loads that are compared run in turns, in short windows, while
 all their servers are up, so that whatever else the machine does meanwhile meets all of them; a quiet window of each
 (`windows`) is put against one of the first load. So that a reader sees what this can tell apart, the first load is
-measured twice, with two servers: the ratio of the two ought to be 1. Servers are started anew in each repeat, because
-two that are alike may differ for as long as they live. The collector, if there is one, shares the generator's core.
+measured twice, with two servers: the ratio of the two ought to be 1. Servers are started anew in each repeat, for
+latencies several times, because two that are alike may differ for as long as they live. The collector, if there is one,
+shares the generator's core.
 """
 
 import contextlib
@@ -17,13 +18,13 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from bench import windows
-from bench.case import Bench
+from bench.case import WINDOW_WARM_UP, Bench
 from bench.report import Sample
 from bench.server import Column, Server, forebay_command
 from bench.starting import free_ports, listens, until
 from bench.targets import AGAIN, ALL, PART
 from bench.telemetry_cases import scraping
+from bench.windows import Window, quiet, together
 
 CASE: Final = "tracing"
 SMALL, MEDIUM = "small", "medium"
@@ -32,8 +33,6 @@ RATE_SHARE: Final = 0.1
 """Of the closed-loop rate without tracing, offered when latency is measured. (In an open loop requests come one by one
 and cost several times as much as in a closed one, with its larger batches: the core is about half busy. Near saturation
 p99 is the queue's, not tracing's.)"""
-WARM_UP: Final = 0.25
-"""Seconds before each window."""
 WINDOW: Final = 1.0
 """Seconds in a window: as long as spans are gathered, so that they are sent once in each."""
 UP_WITHIN: Final = 20.0  # seconds
@@ -69,8 +68,10 @@ class Group:
     """Loads that are compared with the first of them, and so run in turns."""
 
     turns_per_second: float
-    """Windows of each load in one repeat, by the length of the bench's other measurements."""
+    """Windows of each load in one round, by the length of the bench's other measurements."""
     loads: tuple[Load, ...]
+    rounds: int = 1
+    """How often in a repeat the servers are started anew: two that are alike may differ for as long as they live."""
 
 
 GROUPS: Final = (
@@ -85,12 +86,13 @@ GROUPS: Final = (
     ),
     Group(0.5, (Load(f"{MEDIUM}, {OFF}", MEDIUM, None), Load(f"{MEDIUM}, {ALL}", MEDIUM, 1.0))),
     Group(
-        1.75,
+        1.5,
         (
             Load(f"latency, {OFF}", SMALL, None, open_loop=True),
             Load(f"latency, {AGAIN}", SMALL, None, open_loop=True),
             *(Load(f"latency, collector {state}", SMALL, 0.01, state, open_loop=True) for state in COLLECTORS),
         ),
+        rounds=4,
     ),
 )
 STEPS: Final = sum(len(group.loads) for group in GROUPS)
@@ -100,50 +102,49 @@ def tracing(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     """`Predict` with and without tracing; the latency of all loads at the same rate."""
     rate = 0.0
     for group in GROUPS:
-        turns = max(2, round(bench.seconds * group.turns_per_second))
         measured: dict[Load, list[Window]] = {load: [] for load in group.loads}
-        with contextlib.ExitStack() as up:
-            running = [(load, up.enter_context(_running(bench, load))) for load in group.loads]
-            for turn in range(turns):
-                # The same arrivals for all loads of a turn, others in each, and another load begins.
-                first, seed = (repeat + turn) % len(running), repeat * turns + turn + 1
-                for load, server in running[first:] + running[:first]:
-                    bench.say(f"{CASE}: {load.name}, window {turn + 1} of {turns}")
-                    measured[load].append(server.window(rate, seed))
-            lost = {load: server.lost_share() for load, server in running}
+        lost: dict[Load, list[float]] = {load: [] for load in group.loads}
+        for number in range(group.rounds):
+            _round(bench, group, repeat * group.rounds + number, rate, measured, lost)
         base = measured[group.loads[0]]
         for load, found in measured.items():
-            figures = _figures(load, found, base) | {"spans_lost_share": lost[load]}
+            figures = _figures(load, found, base) | {"spans_lost_share": statistics.median(lost[load])}
             if load.name == OFF:
                 rate = figures["rps"] * RATE_SHARE
-            detail = {"windows": [window.figures for window in found]}
+            detail = {"windows": [dict(window.figures) for window in found]}
             bench.step()
             yield Sample(case=CASE, column=column, load=load.name, repeat=repeat, metrics=figures, detail=detail)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Window:
-    """What one window gave."""
-
-    figures: dict[str, float]
-    buckets: list[list[int]]
-    """Latencies, see `windows.Buckets`."""
-
-    def __getitem__(self, name: str) -> float:
-        return self.figures[name]
+def _round(
+    bench: Bench,
+    group: Group,
+    number: int,
+    rate: float,
+    measured: dict[Load, list[Window]],
+    lost: dict[Load, list[float]],
+) -> None:
+    """Starts the servers of a group, takes windows of all in turns, and adds them to `measured`."""
+    turns = max(2, round(bench.seconds * group.turns_per_second))
+    with contextlib.ExitStack() as up:
+        running = [(load, up.enter_context(_running(bench, load))) for load in group.loads]
+        for turn in range(turns):
+            # The same arrivals for all loads of a turn, others in each, and another load begins.
+            first, seed = (number + turn) % len(running), number * turns + turn + 1
+            for load, server in running[first:] + running[:first]:
+                bench.say(f"{CASE}: {load.name}, window {turn + 1} of {turns}")
+                measured[load].append(server.window(rate, seed))
+        for load, server in running:
+            lost[load].append(server.lost_share())
 
 
 def _figures(load: Load, found: list[Window], base: list[Window]) -> dict[str, float]:
-    """Medians of the windows of a load, what a quiet one is of those that it is compared with, and all together."""
-    figures = {name: statistics.median(window[name] for window in found) for name in found[0].figures}
-    figures["failures"] = sum(window["failures"] for window in found)
+    """All windows of a load together, and what a quiet one is of those that it is compared with."""
     name = "p99_ms" if load.open_loop else "rps"
     mine, theirs = (
-        windows.quiet([window[name] for window in each], more_is_better=not load.open_loop) for each in (found, base)
+        quiet([window[name] for window in each], more_is_better=not load.open_loop) for each in (found, base)
     )
-    figures["over_off"] = mine / theirs
-    figures["p99_of_all_ms"] = windows.pooled([window.buckets for window in found], 0.99)
-    return figures
+    return together(found) | {"over_off": mine / theirs}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ class Running:
         shape: dict[str, Any] = {"in_flight": IN_FLIGHT[load.model]}
         if load.open_loop:
             shape = {"rate": rate, "deadline_ms": 2000, "seed": seed}
-        shape |= {"seconds": WINDOW, "warm_up": WARM_UP, "buckets": True}
+        shape |= {"seconds": WINDOW, "warm_up": WINDOW_WARM_UP, "buckets": True}
         cpu = server.cpu_seconds()
         with scraping(self.metrics if load.scraped else ""):
             report = bench.load(server.target, bench.files(load.model).calls, **shape)
@@ -172,7 +173,7 @@ class Running:
             "p50_ms": latency["p50"],
             "p99_ms": latency["p99"],
             "failures": report["requests"] - report["ok"],
-            "server_share": (server.cpu_seconds() - cpu) / (WINDOW + WARM_UP),
+            "server_share": (server.cpu_seconds() - cpu) / (WINDOW + WINDOW_WARM_UP),
         }
         return Window(figures, report["latency_buckets"])
 

@@ -5,13 +5,33 @@ what it is in the next: the median of many windows, or all of them together, say
 server. Disturbance only ever adds. So what is compared is a *quiet* window: one quarter of the windows is better.
 """
 
+import dataclasses
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 
 Buckets = Iterable[Sequence[int]]
 """`[nanoseconds, count]` for each latency, as the generator writes them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Window:
+    """What one window gave: its figures by name, `p99_ms` and `failures` among them, and its latencies."""
+
+    figures: Mapping[str, float]
+    buckets: Buckets
+
+    def __getitem__(self, name: str) -> float:
+        return self.figures[name]
+
+
+def together(windows: Sequence[Window]) -> dict[str, float]:
+    """The medians of the windows of a load, all their failures, and the p99 of all of them as one."""
+    figures = {name: statistics.median(window[name] for window in windows) for name in windows[0].figures}
+    figures["failures"] = sum(window["failures"] for window in windows)
+    figures["p99_of_all_ms"] = pooled([window.buckets for window in windows], 0.99)
+    return figures
 
 
 def quiet(figures: Sequence[float], *, more_is_better: bool) -> float:

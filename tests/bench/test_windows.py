@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from bench.windows import pooled, quiet
+from bench.windows import Window, pooled, quiet, together
 
 
 def test_a_quiet_window_is_the_one_that_a_quarter_are_better_than():
@@ -42,3 +42,13 @@ def test_pooled_latencies_are_those_of_all_requests():
     assert pooled(windows, 1.0) == 9.0
     with pytest.raises(ValueError, match="no request"):
         pooled([[], []], 0.99)
+
+
+def test_windows_together_have_medians_and_all_failures():
+    """And the p99 of all requests, which is not the median of theirs."""
+    windows = [
+        Window({"p99_ms": p99, "rps": rps, "failures": failures}, [[round(p99 * 1e6), 100]])
+        for p99, rps, failures in ((1.0, 10.0, 0.0), (9.0, 30.0, 2.0), (2.0, 20.0, 1.0))
+    ]
+
+    assert together(windows) == {"p99_ms": 2.0, "rps": 20.0, "failures": 3.0, "p99_of_all_ms": 9.0}
