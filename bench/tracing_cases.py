@@ -102,30 +102,31 @@ def tracing(bench: Bench, column: str, repeat: int) -> Iterator[Sample]:
     """`Predict` with and without tracing; the latency of all loads at the same rate."""
     rate = 0.0
     for group in GROUPS:
-        measured: dict[Load, list[Window]] = {load: [] for load in group.loads}
-        lost: dict[Load, list[float]] = {load: [] for load in group.loads}
-        for number in range(group.rounds):
-            _round(bench, group, repeat * group.rounds + number, rate, measured, lost)
-        base = measured[group.loads[0]]
-        for load, found in measured.items():
-            figures = _figures(load, found, base) | {"spans_lost_share": statistics.median(lost[load])}
+        rounds = [_round(bench, group, repeat * group.rounds + number, rate) for number in range(group.rounds)]
+        found = {load: [window for made in rounds for window in made[load].windows] for load in group.loads}
+        for load, mine in found.items():
+            figures = _figures(load, mine, found[group.loads[0]])
+            figures["spans_lost_share"] = statistics.median(made[load].spans_lost for made in rounds)
             if load.name == OFF:
                 rate = figures["rps"] * RATE_SHARE
-            detail = {"windows": [dict(window.figures) for window in found]}
+            detail = {"windows": [dict(window.figures) for window in mine]}
             bench.step()
             yield Sample(case=CASE, column=column, load=load.name, repeat=repeat, metrics=figures, detail=detail)
 
 
-def _round(
-    bench: Bench,
-    group: Group,
-    number: int,
-    rate: float,
-    measured: dict[Load, list[Window]],
-    lost: dict[Load, list[float]],
-) -> None:
-    """Starts the servers of a group, takes windows of all in turns, and adds them to `measured`."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Taken:
+    """What one server's life gave."""
+
+    windows: list[Window]
+    spans_lost: float
+    """See `Running.lost_share`."""
+
+
+def _round(bench: Bench, group: Group, number: int, rate: float) -> dict[Load, Taken]:
+    """Starts the servers of a group, and takes windows of all in turns."""
     turns = max(2, round(bench.seconds * group.turns_per_second))
+    windows: dict[Load, list[Window]] = {load: [] for load in group.loads}
     with contextlib.ExitStack() as up:
         running = [(load, up.enter_context(_running(bench, load))) for load in group.loads]
         for turn in range(turns):
@@ -133,9 +134,8 @@ def _round(
             first, seed = (number + turn) % len(running), number * turns + turn + 1
             for load, server in running[first:] + running[:first]:
                 bench.say(f"{CASE}: {load.name}, window {turn + 1} of {turns}")
-                measured[load].append(server.window(rate, seed))
-        for load, server in running:
-            lost[load].append(server.lost_share())
+                windows[load].append(server.window(rate, seed))
+        return {load: Taken(windows[load], server.lost_share()) for load, server in running}
 
 
 def _figures(load: Load, found: list[Window], base: list[Window]) -> dict[str, float]:
