@@ -155,7 +155,7 @@ class Server:
                 predict(self._request, timeout=5)
             except grpc.RpcError as error:
                 self._still_starting(began, f": {error.details()}")
-                time.sleep(LOOK_EVERY)  # asking all the time would take the core from the start, too
+                time.sleep(LOOK_EVERY)  # as above: asking would take the core that it starts on
             else:
                 break
         self.ready_s = time.monotonic() - began

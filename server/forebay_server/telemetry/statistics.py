@@ -95,7 +95,7 @@ class ModelFigures:
         return found
 
     def batches(self, events: Sequence[Event]) -> None:
-        """Batches have run; `BATCH` events, at least one. Column by column, at a third of the cost of one by one."""
+        """Batches have run; `BATCH` events, at least one. Column by column, which is quicker than one by one."""
         _, _, rows, requests, padded, reasons, predicted, took = zip(*events, strict=True)
         for sizes, found in ((self.batch_sizes, Counter(rows)), (self.batch_requests, Counter(requests))):
             for size, count in found.items():
